@@ -1,0 +1,215 @@
+"""The typed configuration of one training run: a section per room, a docstring and a bound per field.
+
+Fields that depend on each other (heads and tp, layers and stages, ...) are checked in `configs.checks`.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A section refuses keys it does not know and cannot be changed after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*$")
+    """Name of the run; its folder is `<dir>/<name>`."""
+    dir: Path = Path("runs")
+    """Folder that holds run folders, relative to the working directory."""
+
+
+class DataSource(Section):
+    path: Path
+    """Folder written by `steadytrain prepare`."""
+    weight: float = Field(1.0, gt=0)
+    """Relative share of samples drawn from this source."""
+
+
+class DataConfig(Section):
+    sources: list[DataSource] = Field(min_length=1)
+    """Prepared datasets, blended by weight."""
+
+
+class ReparamConfig(Section):
+    kind: Literal["none", "sigma"] = "none"
+    """`sigma`: every linear's weight becomes (gamma / sigma(W)) W (Zhai et al. 2023, eq. 2)."""
+    qkv: Literal["separate", "qk+v", "qkv"] = "separate"
+    """Which of the query, key and value projections share one spectral norm and one gamma."""
+    gate_up: Literal["separate", "fused"] = "separate"
+    """Whether SwiGLU's gate and up projections share one spectral norm and one gamma."""
+    head: bool = True
+    """Reparametrise the language-model head too (never the embeddings)."""
+    gamma_init: Literal["one", "sigma"] = "one"
+    """`one`: gamma = 1, the paper's. `sigma`: gamma = sigma(W), so that W_hat = W at the start."""
+    start: Literal["svd", "power"] = "svd"
+    """How u, v and sigma are found before the first step: exactly, or by `start_iterations` power iterations."""
+    start_iterations: int = Field(50, ge=20)
+    """Power iterations of a `power` start; from random vectors, 20 reach 98 % of sigma."""
+
+
+class ModelConfig(Section):
+    layers: int = Field(4, ge=1)
+    """Decoder layers."""
+    hidden_size: int = Field(64, ge=1)
+    """Width of the residual stream."""
+    heads: int = Field(4, ge=1)
+    """Query heads."""
+    kv_heads: int | None = Field(None, ge=1)
+    """Key/value heads (grouped-query attention); default: `heads`."""
+    ffn_size: int | None = Field(None, ge=1)
+    """Inner width of the feed-forward layer; default: 4 x hidden_size (GELU) or 8/3 x, rounded up to 64 (SwiGLU)."""
+    norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
+    """Normalisation layer."""
+    norm_placement: Literal["pre", "post"] = "pre"
+    """`pre`: x + f(N(x)); `post`: N(x + f(x))."""
+    norm_eps: float = Field(1e-5, gt=0)
+    """Epsilon of every normalisation layer."""
+    positions: Literal["rope", "learned"] = "rope"
+    """Rotary embeddings on queries and keys, or a learned embedding added to the tokens'."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary frequencies."""
+    activation: Literal["gelu", "swiglu"] = "gelu"
+    """Feed-forward activation."""
+    bias: bool = False
+    """Biases in every linear of the blocks (and in LayerNorm)."""
+    qk_norm: bool = False
+    """Normalise queries and keys per head, before the rotary embedding."""
+    tie_embeddings: bool = False
+    """Use the token embedding as the head's weight (one pipeline stage only)."""
+    vocab_multiple: int = Field(64, ge=1)
+    """The vocabulary is padded to a multiple of this; padded rows are zero and masked out of the loss."""
+    init_std: float = Field(0.02, gt=0)
+    """Standard deviation of the truncated-normal initial weights."""
+    depth_scaled_init: bool = False
+    """Divide the initial output projections by sqrt(2 x layers), as GPT-2 does."""
+    reparam: ReparamConfig = ReparamConfig()
+    """Spectral reparametrisation."""
+
+    @property
+    def head_size(self) -> int:
+        return self.hidden_size // self.heads
+
+    @property
+    def key_value_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def inner_size(self) -> int:
+        if self.ffn_size is not None:
+            return self.ffn_size
+        if self.activation == "gelu":
+            return 4 * self.hidden_size
+        return -(-8 * self.hidden_size // (3 * 64)) * 64
+
+
+class ParallelConfig(Section):
+    tp: int = Field(1, ge=1)
+    """Tensor-parallel size."""
+    pp: int = Field(1, ge=1)
+    """Pipeline-parallel size."""
+    dp: int | None = Field(None, ge=1)
+    """Data-parallel size; default: world size / (tp x pp)."""
+    schedule: Literal["gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv"] = "1f1b"
+    """Pipeline schedule; used when pp > 1."""
+    stages_per_rank: int | None = Field(None, ge=1)
+    """Model chunks on each pipeline rank; default: 1 (gpipe, 1f1b) or 2 (the others)."""
+    sequence_parallel: bool = False
+    """Split the sequence over tensor-parallel ranks outside the linears (Korthikanti et al. 2022)."""
+    zero_stage: Literal[1, 2] = 1
+    """DeepSpeed ZeRO: 1 shards optimizer states over data-parallel ranks, 2 gradients too."""
+
+    @property
+    def chunks(self) -> int:
+        """Model chunks on each pipeline rank."""
+        if self.stages_per_rank is not None:
+            return self.stages_per_rank
+        return 1 if self.pp == 1 or self.schedule in ("gpipe", "1f1b") else 2
+
+
+class TrainingConfig(Section):
+    steps: int = Field(300, ge=1)
+    """Optimizer steps."""
+    global_batch_size: int = Field(16, ge=1)
+    """Sequences per optimizer step, over all ranks."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Sequences per forward pass of one rank; default: global_batch_size / (dp x pipeline chunks in flight)."""
+    sequence_length: int = Field(64, ge=1)
+    """Tokens per sequence."""
+    seed: int = Field(0, ge=0)
+    """Seed of initial weights and data order."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Compute dtype; weights, gradients and optimizer states are always fp32."""
+    recompute: Literal["none", "full"] = "none"
+    """`full`: keep only each layer's input and recompute the layer in the backward pass."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Label smoothing of the training loss (tp = 1 only)."""
+    eval_interval: int = Field(100, ge=0)
+    """Steps between evaluations on the validation split; 0: only after the last step."""
+    eval_samples: int = Field(64, ge=1)
+    """Validation sequences per evaluation, rounded up to whole global batches."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train; `auto` takes CUDA when the machine has it."""
+
+
+class OptimizerConfig(Section):
+    name: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    lr: float = Field(1e-3, gt=0)
+    """Peak learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay rates."""
+    eps: float = Field(1e-8, gt=0)
+    """AdamW's epsilon."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Decoupled weight decay of matrices; gamma, norms and biases have none."""
+    clip: float = Field(1.0, ge=0)
+    """Largest global gradient norm; 0: no clipping."""
+
+
+class ScheduleConfig(Section):
+    kind: Literal["constant", "cosine", "wsd"] = "constant"
+    """Learning rate after the warm-up: constant, cosine decay, or warm-up-stable-decay."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up from 0."""
+    decay_steps: int = Field(0, ge=0)
+    """Steps of linear decay at the end (`wsd` only)."""
+    min_ratio: float = Field(0.1, ge=0, le=1)
+    """Final learning rate as a share of the peak (`cosine` and `wsd`)."""
+
+
+class MonitoringConfig(Section):
+    interval: int = Field(10, ge=0)
+    """Steps between measurements of attention entropy, logits and spectra; 0: never."""
+
+
+class TrackingConfig(Section):
+    kind: Literal["mlflow", "none"] = "mlflow"
+    """Where metrics go besides the run folder."""
+    uri: str | None = None
+    """MLflow tracking URI; default: MLFLOW_TRACKING_URI, or SQLite in the runs folder."""
+    experiment: str = "steadytrain"
+    """MLflow experiment."""
+    parent_run_id: str | None = None
+    """MLflow run this one is a child of; a study sets it for its trials."""
+
+
+class Config(Section):
+    """One training run, resolved."""
+
+    run: RunConfig = RunConfig()
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    parallel: ParallelConfig = ParallelConfig()
+    training: TrainingConfig = TrainingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    monitoring: MonitoringConfig = MonitoringConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @property
+    def run_dir(self) -> Path:
+        return self.run.dir / self.run.name
