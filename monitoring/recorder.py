@@ -1,0 +1,189 @@
+"""The run folder: what one run writes about itself, and the readers of the same files.
+
+    config.yaml              the resolved configuration (written by the launcher)
+    metrics.jsonl            one JSON object per logged step
+    events.jsonl             one JSON object per event: step, kind, reason, details
+    signals/step-00000020.npz  per-layer, per-head and per-matrix arrays of one step
+    summary.json             written once, when the run has ended: its presence says that the run is complete
+    mlflow_run_id            the tracker's id of the run
+
+JSON knows no NaN and no infinity: non-finite numbers are written as the strings "nan", "inf" and "-inf" and read back
+as floats, so that every line is valid JSON and nothing is lost.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
+NON_FINITE = ("nan", "inf", "-inf")
+
+Status = Literal["finished", "diverged", "failed"]
+Record = dict[str, Any]
+
+
+class MetricSink(Protocol):
+    """What the recorder asks of a tracker (`monitoring.tracker.Tracker`)."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def close(self, status: Status) -> None: ...
+
+
+class Recorder:
+    """Writes the run folder of one run; lives on the logging rank only.
+
+    A folder that already holds lines is continued; a line torn by a crash is cut off first. Use it as a context
+    manager: leaving it by an exception closes the run as `failed`.
+    """
+
+    def __init__(self, run_dir: Path, tracker: MetricSink | None = None) -> None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.run_dir = run_dir
+        self.tracker = tracker
+        _cut_torn_line(run_dir / METRICS)
+        _cut_torn_line(run_dir / EVENTS)
+        self._metrics = (run_dir / METRICS).open("a", buffering=1, encoding="utf-8")
+        self._closed = False
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Append one line of numbers, e.g. `loss=`, `grad_norm=`, `tokens_per_s=`, and hand them to the tracker."""
+        self._metrics.write(_json_line({"step": step, **metrics}))
+        if self.tracker is not None:
+            self.tracker.log(step, metrics)
+
+    def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
+        """Append one event: something that happened once (divergence, resume, checkpoint) and why."""
+        append_event(self.run_dir, step, kind, reason, **details)
+
+    def signals(self, step: int, **arrays: ArrayLike) -> None:
+        """Write the arrays of one step, e.g. `entropy` (layers, heads) in nats, or `sigma` (matrices,) with `names`.
+
+        Floats are stored in fp32.
+        """
+        path = self.run_dir / SIGNALS / f"step-{step:08d}.npz"
+        path.parent.mkdir(exist_ok=True)
+        compact = {name: _compact(np.asarray(array)) for name, array in arrays.items()}
+        scratch = path.with_suffix(".tmp")
+        with scratch.open("wb") as file:
+            np.savez_compressed(file, **compact)  # type: ignore[arg-type]
+        os.replace(scratch, path)
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, all or nothing."""
+        write_json(self.run_dir / SUMMARY, summary)
+
+    def close(self, status: Status) -> None:
+        """End the run; the tracker sends what it still holds. Later calls do nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        self._metrics.close()
+        if self.tracker is not None:
+            self.tracker.close(status)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close("finished" if kind is None else "failed")
+
+
+def append_event(run_dir: Path, step: int, kind: str, reason: str, **details: Any) -> None:
+    """Append one line to events.jsonl; one short write in append mode, so several threads and processes may do so."""
+    line = _json_line({"step": step, "time": time.time(), "kind": kind, "reason": reason, **details})
+    with (run_dir / EVENTS).open("ab", buffering=0) as file:
+        file.write(line.encode())
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object by renaming a finished file into place: readers see the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    scratch.write_text(json.dumps(_encode(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(scratch, path)
+
+
+def read_metrics(run_dir: Path) -> list[Record]:
+    """The lines of metrics.jsonl, oldest first; a torn last line (the run is being written, or was killed) is left out.
+
+    Where a step occurs twice (a run that went back to a checkpoint), the later line counts.
+    """
+    by_step = {record["step"]: record for record in _read_lines(run_dir / METRICS)}
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def read_events(run_dir: Path) -> list[Record]:
+    """The lines of events.jsonl, in the order in which they were written."""
+    return list(_read_lines(run_dir / EVENTS))
+
+
+def read_signals(run_dir: Path, name: str) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """The steps (S,) at which the array `name` was written, and its values (S, ...); both empty if it never was."""
+    steps, values = [], []
+    for path in sorted((run_dir / SIGNALS).glob("step-*.npz")):
+        with np.load(path, allow_pickle=False) as arrays:
+            if name in arrays:
+                steps.append(int(path.stem.removeprefix("step-")))
+                values.append(arrays[name])
+    return np.array(steps, dtype=np.int64), np.stack(values) if values else np.empty((0,))
+
+
+def read_summary(run_dir: Path) -> Record | None:
+    """summary.json, or None while the run has not ended."""
+    path = run_dir / SUMMARY
+    return _decode(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+
+def _read_lines(path: Path) -> Iterator[Record]:
+    if not path.exists():
+        return
+    for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is empty or torn
+        yield _decode(json.loads(line))
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _json_line(record: Record) -> str:
+    return json.dumps(_encode(record), allow_nan=False) + "\n"
+
+
+def _encode(value: Any) -> Any:
+    """Python and NumPy numbers (0-dim tensors too) as JSON values; non-finite floats as strings."""
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_decode(item) for item in value]
+    return float(value) if value in NON_FINITE else value
+
+
+def _compact(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.float32) if array.dtype == np.float64 else array
