@@ -121,6 +121,17 @@ def read_metrics(run_dir: Path) -> list[Record]:
     return [by_step[step] for step in sorted(by_step)]
 
 
+def last_metrics(run_dir: Path) -> Record | None:
+    """The newest whole line of metrics.jsonl, at the cost of reading its last 8 KB; None while there is none."""
+    path = run_dir / METRICS
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 8192))
+        lines = file.read().split(b"\n")[:-1]
+    return _decode(json.loads(lines[-1])) if lines else None
+
+
 def read_events(run_dir: Path) -> list[Record]:
     """The lines of events.jsonl, in the order in which they were written."""
     return list(_read_lines(run_dir / EVENTS))

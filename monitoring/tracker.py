@@ -90,7 +90,7 @@ class Tracker:
             closing = self._closing.wait(FLUSH_SECONDS) if self._started.is_set() else self._closing.is_set()
             try:
                 self._send(closing)
-            except Exception as error:  # whatever a store or network does, training goes on: this is the boundary
+            except Exception as error:  # noqa: BLE001 (whatever store or network do, training goes on)
                 self._report(_one_line(error))
             self._started.set()
 
@@ -116,7 +116,7 @@ class Tracker:
         self._reported = True
         reason = _without_password(f"MLflow at {self.uri}: {reason}")
         with contextlib.suppress(OSError):  # stderr may be a closed pipe, the disk may be full: nothing left to tell
-            print(f"{reason}; every point stays in {self.run_dir / 'metrics.jsonl'}", file=sys.stderr)
+            sys.stderr.write(f"{reason}; every point stays in {self.run_dir / 'metrics.jsonl'}\n")
             append_event(self.run_dir, self._step, "tracking_error", reason)
 
 
@@ -160,8 +160,8 @@ def mark_failed(config: Config, run_dir: Path) -> None:
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_tag(run_id, "steadytrain.status", "failed")
             client.set_terminated(run_id, status="FAILED")
-    except Exception as error:  # the same boundary as in `Tracker._work`
-        print(_without_password(f"MLflow at {uri}: {_one_line(error)}"), file=sys.stderr)
+    except Exception as error:  # noqa: BLE001 (as in `Tracker._work`)
+        sys.stderr.write(_without_password(f"MLflow at {uri}: {_one_line(error)}") + "\n")
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -210,7 +210,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
 
     found = client.get_experiment_by_name(name)
     if found is None:
-        path = _sqlite_path(uri)  # a server knows where artifacts go; beside SQLite, MLflow would use the working folder
+        path = _sqlite_path(uri)  # a server knows where artifacts go; of SQLite, MLflow puts them in the working folder
         location = None if path is None else (path.parent / "mlflow-artifacts" / name).as_uri()
         try:
             return client.create_experiment(name, artifact_location=location)

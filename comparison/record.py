@@ -1,0 +1,90 @@
+"""What a study folder says about itself: `study.yaml`, written by the sweep and read by analysis and report."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from comparison.study import Study
+from configs.errors import DataError
+from configs.schema import Section
+
+STUDY_FILE = "study.yaml"
+FAILURE = "failure.json"  # in a trial's run folder: exit code, last line of stderr, log
+
+
+class TrialRecord(Section):
+    """One planned trial and where it is, relative to the study folder."""
+
+    recipe: str
+    lr: float
+    seed: int
+    run_dir: Path
+    config: Path
+
+
+class StudyRecord(Section):
+    """The resolved study."""
+
+    name: str
+    source: Path
+    """The study file."""
+    recipes: dict[str, dict[str, Any]]
+    """Recipe name to the keys it sets; the first is the baseline."""
+    learning_rates: list[float]
+    seeds: list[int]
+    steps: int
+    tracking_uri: str | None
+    trials: list[TrialRecord]
+    base: dict[str, Any]
+    """The configuration all trials share."""
+
+
+def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
+    """The record of a study about to run."""
+    trials = [
+        TrialRecord(
+            recipe=trial.recipe,
+            lr=trial.lr,
+            seed=trial.seed,
+            run_dir=trial.config.run_dir.relative_to(study.dir),
+            config=trial_config(study, trial.config.run.name).relative_to(study.dir),
+        )
+        for trial in study.trials
+    ]
+    return StudyRecord(
+        name=study.name,
+        source=study.path,
+        recipes=study.recipes,
+        learning_rates=study.learning_rates,
+        seeds=study.seeds,
+        steps=study.base.training.steps,
+        tracking_uri=tracking_uri,
+        trials=trials,
+        base=study.base.model_dump(mode="json", exclude={"tracking"}),
+    )
+
+
+def trial_config(study: Study, run_name: str) -> Path:
+    """Where a trial's configuration is kept: outside its run folder, which a restart empties."""
+    return study.dir / "configs" / f"{run_name}.yaml"
+
+
+def write_record(record: StudyRecord, study_dir: Path) -> None:
+    """Write study.yaml, all or nothing."""
+    scratch = study_dir / f".{STUDY_FILE}.{os.getpid()}.tmp"
+    scratch.write_text(yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
+    os.replace(scratch, study_dir / STUDY_FILE)
+
+
+def read_record(study_dir: Path) -> StudyRecord:
+    """Read study.yaml. Raises: DataError where there is none, or it is not what a sweep writes."""
+    path = study_dir / STUDY_FILE
+    if not path.exists():
+        raise DataError(f"{study_dir}: holds no {STUDY_FILE}; give the folder of a study that was swept")
+    try:
+        return StudyRecord.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValidationError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: is not a study record ({' '.join(str(error).split())[:200]})") from None
