@@ -1,0 +1,36 @@
+"""Spectral norm and scale of every reparametrised matrix."""
+
+from dataclasses import dataclass
+
+from monitoring.attention import gather_objects
+from parallel.spectral import SpectralReparam
+from parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class Spectra:
+    """sigma(W) as power iteration tracks it, and gamma, by matrix name in model order."""
+
+    names: list[str]
+    sigma: list[float]
+    gamma: list[float]
+
+
+def collect_spectra(spectral: SpectralReparam, topology: Topology) -> Spectra | None:
+    """Spectra of the whole model on the logging rank; None elsewhere, and without reparametrisation. Collective."""
+    mine = [(m.name, float(m.sigma), float(m.gamma)) for m in spectral.matrices]
+    parts = gather_objects(mine, topology)
+    if parts is None:
+        return None
+    # Tensor-parallel ranks hold the same sigma and gamma: keep one of each name.
+    rows = {row[0]: row for part in parts for row in part}
+    if not rows:
+        return None
+    ordered = sorted(rows.values(), key=lambda row: _model_order(row[0]))
+    return Spectra(*(list(column) for column in zip(*ordered, strict=True)))
+
+
+def _model_order(name: str) -> tuple[int, str]:
+    """Layers by number, the head last."""
+    parts = name.split(".")
+    return (int(parts[1]), name) if parts[0] == "layers" else (1 << 30, name)

@@ -1,0 +1,1 @@
+"""Everything that knows ranks: groups, sharded layers, spectral reparametrisation, pipeline and ZeRO."""

@@ -1,0 +1,102 @@
+"""DeepSpeed behind one small class: data-parallel reduction, ZeRO-1/2, clipping and the optimizer step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from configs.schema import OptimizerConfig, ParallelConfig
+from parallel.quiet import deepspeed
+from parallel.topology import Topology
+
+
+class Engine:
+    """One optimizer step a `accumulate` block: gradients stay local inside it and are reduced when it ends."""
+
+    def __init__(
+        self,
+        modules: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        topology: Topology,
+        parallel: ParallelConfig,
+        config: OptimizerConfig,
+    ) -> None:
+        self._topology = topology
+        self._assert_equal_group_counts(optimizer)
+        self._engine, self._optimizer, _, _ = deepspeed().initialize(
+            model=modules,
+            optimizer=optimizer,
+            mpu=_ModelParallelUnit(topology),
+            dist_init_required=False,
+            config={
+                "train_micro_batch_size_per_gpu": 1,
+                "gradient_accumulation_steps": 1,
+                "gradient_clipping": config.clip,
+                "zero_optimization": {"stage": parallel.zero_stage, "overlap_comm": False},
+                "zero_allow_untested_optimizer": True,
+            },
+        )
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Gradients of any number of backward passes pile up in `parameter.grad`; leaving averages them over dp."""
+        with self._engine.coalesce_grad_reduction():
+            yield
+
+    def step(self, lr: float) -> float:
+        """Clip by the global norm and update; returns the norm before clipping.
+
+        A norm that is not finite updates nothing and is returned as it is (inf).
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        return float(norm)
+
+    def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
+        """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""
+        count = torch.tensor([len(optimizer.param_groups)], device=self._topology.device)
+        least = count.clone()
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._topology.model_group)
+        assert least.item() == count.item(), "ranks of one model must have the same number of parameter groups"
+
+
+class _ModelParallelUnit:
+    """What DeepSpeed asks about the grid of ranks. It probes with hasattr: only what is meant to exist is here."""
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+
+    def get_model_parallel_group(self) -> Any:
+        return self._topology.model_group
+
+    def get_model_parallel_world_size(self) -> int:
+        return self._topology.tensor.size * self._topology.pp_size
+
+    def get_model_parallel_rank(self) -> int:
+        return self._topology.tensor.rank
+
+    def get_data_parallel_group(self) -> Any:
+        return self._topology.dp_group
+
+    def get_data_parallel_world_size(self) -> int:
+        return self._topology.dp_size
+
+    def get_data_parallel_rank(self) -> int:
+        return self._topology.dp_rank
+
+    def get_tensor_model_parallel_rank(self) -> int:
+        return self._topology.tensor.rank
+
+    def get_tensor_model_parallel_world_size(self) -> int:
+        return self._topology.tensor.size
+
+    def get_tensor_model_parallel_group(self) -> Any:
+        return self._topology.tensor.group
+
+    def get_pipeline_model_parallel_world_size(self) -> int:
+        return self._topology.pp_size

@@ -1,0 +1,133 @@
+"""Micro-batches through the model: a plain loop on one stage, torch's pipeline schedules on several.
+
+Shapes: B sequences of one data-parallel rank, T sequence, D features.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed import pipelining
+
+from configs.schema import ParallelConfig
+from parallel.topology import Topology
+
+SCHEDULES: dict[str, Any] = {
+    "gpipe": pipelining.ScheduleGPipe,
+    "1f1b": pipelining.Schedule1F1B,
+    "interleaved_1f1b": pipelining.ScheduleInterleaved1F1B,
+    "interleaved_zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
+    "zbv": pipelining.ScheduleZBVZeroBubble,
+}
+V_SHAPED = {"zbv"}
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def stage_indices(config: ParallelConfig, pp_rank: int) -> list[int]:
+    """The model chunks of a pipeline rank, in model order: a loop (r, r + pp, ...), or a V (r, 2 pp - 1 - r)."""
+    if config.schedule in V_SHAPED and config.pp > 1:
+        return [pp_rank, 2 * config.pp - 1 - pp_rank]
+    return [pp_rank + chunk * config.pp for chunk in range(config.chunks)]
+
+
+def stage_layers(layers: int, stages: int, stage: int) -> range:
+    """The decoder layers of a stage; stages are equally deep."""
+    assert layers % stages == 0
+    depth = layers // stages
+    return range(stage * depth, (stage + 1) * depth)
+
+
+class Pipeline:
+    """Runs a batch forward and backward (`train`) or forward (`evaluate`) and returns the mean loss.
+
+    The loss lives on the rank with the last stage; elsewhere the result is 0. `Pipeline.holds_loss` tells which.
+    """
+
+    def __init__(
+        self,
+        chunks: Sequence[nn.Module],
+        loss: Loss,
+        topology: Topology,
+        config: ParallelConfig,
+        *,
+        micro_batches: int,
+        hidden_shape: tuple[int, ...],
+        logits_shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> None:
+        """`hidden_shape`, `logits_shape`: of one micro-batch, on this rank, between stages and after the last."""
+        self.chunks = chunks
+        self.loss = loss
+        self.topology = topology
+        self.micro_batches = micro_batches
+        self.holds_loss = True
+        self._schedule = None
+        if topology.pp_size == 1:
+            return
+        indices = stage_indices(config, topology.pp_rank)
+        stages = config.pp * config.chunks
+        self.holds_loss = stages - 1 in indices
+        self._holds_input = 0 in indices
+        tokens_shape = (hidden_shape[0], logits_shape[1])
+        pipeline_stages = []
+        for index, chunk in zip(indices, chunks, strict=True):
+            hidden = torch.empty(hidden_shape, dtype=dtype, device="meta", requires_grad=True)
+            tokens = torch.empty(tokens_shape, dtype=torch.long, device="meta")
+            logits = torch.empty(logits_shape, dtype=dtype, device="meta", requires_grad=True)
+            pipeline_stages.append(
+                pipelining.PipelineStage(
+                    chunk,
+                    index,
+                    stages,
+                    topology.device,
+                    input_args=tokens if index == 0 else hidden,
+                    output_args=logits if index == stages - 1 else hidden,
+                    group=topology.pp_group,
+                )
+            )
+        single = config.schedule in ("gpipe", "1f1b")
+        self._schedule = SCHEDULES[config.schedule](
+            pipeline_stages[0] if single else pipeline_stages,
+            micro_batches,
+            loss_fn=self._scaled_loss,
+            scale_grads=False,
+        )
+
+    def train(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward and backward of all micro-batches; gradients add up in the parameters."""
+        if self._schedule is not None:
+            return self._run(self._schedule.step, tokens_BT, targets_BT)
+        total = torch.zeros((), device=tokens_BT.device)
+        for tokens, targets in self._split(tokens_BT, targets_BT):
+            loss = self._scaled_loss(self.chunks[0](tokens), targets)
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    @torch.no_grad()
+    def evaluate(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Forward of all micro-batches."""
+        if self._schedule is not None:
+            return self._run(self._schedule.eval, tokens_BT, targets_BT)
+        total = torch.zeros((), device=tokens_BT.device)
+        for tokens, targets in self._split(tokens_BT, targets_BT):
+            total += self._scaled_loss(self.chunks[0](tokens), targets)
+        return total
+
+    def _scaled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """A micro-batch's share of the batch's mean loss."""
+        return self.loss(logits, targets) / self.micro_batches
+
+    def _split(self, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        return zip(tokens_BT.chunk(self.micro_batches), targets_BT.chunk(self.micro_batches), strict=True)
+
+    def _run(self, step: Callable[..., Any], tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        losses: list[Tensor] = []
+        inputs = (tokens_BT,) if self._holds_input else ()
+        step(*inputs, target=targets_BT if self.holds_loss else None, losses=losses, return_outputs=False)
+        if not self.holds_loss:
+            return torch.zeros((), device=self.topology.device)
+        # A copy: schedules may change the losses they handed out.
+        return torch.stack([loss.detach().clone() for loss in losses]).sum()

@@ -1,0 +1,35 @@
+"""Imports of the engines without the lines they print about packages we do not need."""
+
+import logging
+import os
+import warnings
+from types import ModuleType
+
+
+def megatron_parallel_state() -> ModuleType:
+    """megatron-core's process-group registry, imported without its warnings about Transformer Engine and apex."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
+        from megatron.core import parallel_state
+    return parallel_state
+
+
+def deepspeed() -> ModuleType:
+    """DeepSpeed, with its information log off and without the CPU op it would compile at start-up (19 s of g++)."""
+    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        import deepspeed as package
+        from deepspeed import ops
+
+    # On CPU, DeepSpeed builds a shared-memory collective for inference at init; training does not use it.
+    ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return package
+
+
+def _accelerator() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,100 @@
+"""From a resolved configuration to this rank's part of the model, ready to step.
+
+The order is always the same: layers of this rank's stages -> spectral start -> optimizer -> pipeline -> engine.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from configs.schema import Config
+from model.attention import Attention
+from model.decoder import Decoder
+from parallel.embedding import count_rows
+from parallel.engine import Engine
+from parallel.linear import LinearSpec, ShardedLinear
+from parallel.loss import VocabParallelLoss
+from parallel.pipeline import Pipeline, stage_indices, stage_layers
+from parallel.spectral import SpectralReparam
+from parallel.topology import Topology
+from training.optimizer import build_optimizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The moving parts of one rank."""
+
+    chunks: nn.ModuleList
+    spectral: SpectralReparam
+    pipeline: Pipeline
+    engine: Engine
+
+    def attention_layers(self) -> list[tuple[int, Attention]]:
+        """(index in the model, attention) of the decoder layers on this rank."""
+        return [(int(i), layer.attention) for chunk in self.chunks for i, layer in chunk.layers.items()]
+
+    def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters under the names they have in the whole model, the same in every layout."""
+        return [pair for chunk in self.chunks for pair in chunk.named_parameters()]
+
+
+def build_chunks(config: Config, topology: Topology, vocab_size: int) -> nn.ModuleList:
+    """The decoder parts of this pipeline rank's stages, with their initial weights."""
+    spec = LinearSpec(
+        tp=topology.tensor,
+        seed=config.training.seed,
+        compute_dtype=DTYPES[config.training.precision],
+        reparametrised=config.model.reparam.kind == "sigma",
+        bias=config.model.bias,
+    )
+    stages = config.parallel.pp * config.parallel.chunks
+    chunks = [
+        Decoder(
+            config.model,
+            spec,
+            vocab_size=vocab_size,
+            length=config.training.sequence_length,
+            layers=stage_layers(config.model.layers, stages, stage),
+            recompute=config.training.recompute == "full",
+        )
+        for stage in stage_indices(config.parallel, topology.pp_rank)
+    ]
+    return nn.ModuleList(chunks).to(topology.device)
+
+
+def build_trainer(config: Config, topology: Topology, vocab_size: int) -> Trainer:
+    """Everything one rank needs to train; collective.
+
+    Raises:
+        ConfigError: a reparametrised matrix starts at zero.
+    """
+    chunks = build_chunks(config, topology, vocab_size)
+    linears = [(name, m) for chunk in chunks for name, m in chunk.named_modules() if isinstance(m, ShardedLinear)]
+    spectral = SpectralReparam(linears, topology.tensor)
+    spectral.start(config.model.reparam, config.training.seed)
+    parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
+    optimizer = build_optimizer(parameters, config.optimizer, topology.device)
+    pipeline = _build_pipeline(config, topology, chunks, vocab_size)
+    engine = Engine(chunks, optimizer, topology, config.parallel, config.optimizer)
+    return Trainer(chunks, spectral, pipeline, engine)
+
+
+def _build_pipeline(config: Config, topology: Topology, chunks: nn.ModuleList, vocab_size: int) -> Pipeline:
+    training, tp = config.training, topology.tensor
+    micro = training.micro_batch_size
+    assert micro is not None, "configs.checks.resolve fills micro_batch_size"
+    length = training.sequence_length
+    rows = count_rows(vocab_size, config.model.vocab_multiple)
+    return Pipeline(
+        list(chunks),
+        VocabParallelLoss(vocab_size, tp, training.label_smoothing),
+        topology,
+        config.parallel,
+        micro_batches=training.global_batch_size // (topology.dp_size * micro),
+        hidden_shape=(micro, length // tp.size if tp.sequence_parallel else length, config.model.hidden_size),
+        logits_shape=(micro, length, rows // tp.size),
+        dtype=DTYPES[training.precision],
+    )
