@@ -244,8 +244,9 @@ def _batch(config: Config, dp: int | None) -> Iterator[Problem]:
         count = per_rank // training.micro_batch_size
         yield Problem(
             "training.micro_batch_size",
-            f"makes {count} micro-batches; parallel.schedule = {parallel.schedule} with parallel.pp = {parallel.pp} "
-            f"needs {_micro_batch_rule(config)} (training.micro_batch_size {either(sizes)})",
+            f"makes {count} micro-batch{'' if count == 1 else 'es'}; parallel.schedule = {parallel.schedule} with "
+            f"parallel.pp = {parallel.pp} needs {_micro_batch_rule(config)} "
+            f"(training.micro_batch_size {either(sizes)})",
             training.micro_batch_size,
             related,
         )

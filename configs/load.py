@@ -101,7 +101,8 @@ def _assign(draft: Draft, parts: list[str], value: Any) -> Iterator[Problem]:
     name, key = ".".join(parts[:digits]), ".".join(parts)
     draft.origins[key] = COMMAND_LINE
     if int(parts[digits]) >= count or not isinstance(entries[int(parts[digits])], dict):
-        yield Problem(key, f"{name} has {count} entries, counted from 0; set the whole list: '{name}=[{{path: ...}}]'")
+        entry = "entry" if count == 1 else "entries"
+        yield Problem(key, f"{name} has {count} {entry}, counted from 0; set the whole list: '{name}=[{{path: ...}}]'")
         return
     entries[int(parts[digits])][parts[-1]] = value
 

@@ -1,0 +1,5 @@
+"""`python -m launcher` is `steadytrain`."""
+
+from launcher.cli import main
+
+main()

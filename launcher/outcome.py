@@ -1,0 +1,39 @@
+"""How a run ended, as its processes tell the launcher."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.run_folder import write_atomically
+
+OUTCOME = "outcome.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run: rank 0's summary and the run folder."""
+
+    status: str
+    val_loss: float | None
+    run_dir: str
+
+    @classmethod
+    def of(cls, summary: Any, run_dir: Path) -> "Outcome":
+        """From a `training.run.Summary`."""
+        loss = summary.val_loss
+        return cls(summary.status, None if loss is None else float(loss), str(run_dir))
+
+    def line(self) -> str:
+        """The last line of `steadytrain train`."""
+        loss = "" if self.val_loss is None else f", validation loss {self.val_loss:.4f}"
+        return f"{self.run_dir}: {self.status}{loss}"
+
+    def write(self, logs: Path) -> None:
+        """Leave the outcome for the launcher."""
+        write_atomically(logs / OUTCOME, json.dumps(asdict(self)))
+
+    @classmethod
+    def read(cls, logs: Path) -> "Outcome":
+        """What rank 0 left. Raises FileNotFoundError if it left nothing."""
+        return cls(**json.loads((logs / OUTCOME).read_text("utf-8")))

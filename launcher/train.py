@@ -1,0 +1,85 @@
+"""`steadytrain train`: from a configuration to the processes that train it."""
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from pkgutil import resolve_name
+
+from configs.errors import ConfigError, SteadytrainError
+from configs.load import load_with_origins
+from configs.schema import Config
+from launcher.environment import Rank, started_rank
+from launcher.outcome import Outcome
+from launcher.run_folder import LOGS, claim
+
+TRAIN = "training.run:train"
+"""What every rank calls with the resolved configuration."""
+
+
+def train(
+    path: Path, overrides: Sequence[str], *, nproc: int | None = None, overwrite: bool = False, entry: str = TRAIN
+) -> Outcome | None:
+    """Train one configuration here: in this process, or in as many as it needs.
+
+    Returns how it ended; None in a rank other than 0 that torchrun or srun started.
+    Raises ConfigError for the user's mistakes, LaunchError when a process failed.
+    """
+    rank = started_rank()
+    if rank is not None:
+        return _train_as_rank(path, overrides, rank, nproc=nproc, overwrite=overwrite, entry=entry)
+    loaded = load_with_origins(path, overrides)
+    parallel = loaded.config.parallel
+    world_size = nproc or parallel.tp * parallel.pp * (parallel.dp or 1)
+    config = loaded.resolve(world_size)
+    _check_devices(config, world_size)
+    config_path = claim(config, overwrite=overwrite)
+    if world_size > 1:
+        from launcher.local import launch
+
+        return launch(config_path, world_size, config_path.parent / LOGS, entry)
+    with_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    os.environ.update(with_rank, MASTER_PORT=str(_free_port()))
+    return Outcome.of(resolve_name(entry)(config), config.run_dir)
+
+
+def _train_as_rank(
+    path: Path, overrides: Sequence[str], rank: Rank, *, nproc: int | None, overwrite: bool, entry: str
+) -> Outcome | None:
+    """This process is one rank of a run that somebody else launched; rank 0 owns the run folder."""
+    try:
+        if nproc is not None:
+            raise ConfigError(f"command line: --nproc = {nproc}: must not be set under {rank.launcher}")
+        config = load_with_origins(path, overrides).resolve(rank.world_size)
+        if rank.rank == 0:
+            claim(config, overwrite=overwrite)
+        os.environ.update(RANK=str(rank.rank), LOCAL_RANK=str(rank.local_rank), WORLD_SIZE=str(rank.world_size))
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+        summary = resolve_name(entry)(config)
+    except SteadytrainError as error:
+        if rank.rank == 0:
+            raise
+        raise type(error)(f"rank {rank.rank}: {error}") from None
+    return Outcome.of(summary, config.run_dir) if rank.rank == 0 else None
+
+
+def _check_devices(config: Config, world_size: int) -> None:
+    """Raises ConfigError if CUDA is asked for and this machine has too few devices."""
+    if config.training.device != "cuda":
+        return
+    import torch
+
+    count = torch.cuda.device_count()
+    if count == 0:
+        raise ConfigError("training.device = cuda: this machine has no CUDA device that torch can use; use auto or cpu")
+    if count < world_size:
+        raise ConfigError(
+            f"training.device = cuda: {world_size} processes need a device each; this machine has {count}; "
+            "lower parallel.tp, pp or dp, or use cpu"
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
