@@ -6,17 +6,20 @@ step at which it did.
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import groupby
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from numpy.typing import NDArray
 
+from comparison import verdict
 from comparison.analysis import LOGIT_ALARM, PLATEAU_NATS, StudyResult, TrialResult
 from comparison.style import LIGHT, MARKERS, Theme, end_labels, lr_text
 
+Series = NDArray[np.float64]
+SeriesOf = Callable[[TrialResult], Series]
 COLUMNS = 4  # learning rates side by side in the grid of time series
 
 
@@ -39,13 +42,14 @@ def collapse_and_cure(result: StudyResult, theme: Theme) -> Figure | None:
     lr = result.telling_lr
     if lr is None:
         return None
-    figure = Figure(figsize=(13.2, 4.3))
+    figure = Figure(figsize=(13.6, 4.7))
+    figure.suptitle(verdict.headline(result, lr), x=0.006, ha="left", fontsize=14, fontweight="bold")
     left, middle, right = figure.subplots(1, 3, width_ratios=[1.15, 1, 1])
     _draw_losses(left, result, theme)
     left.set_title("Final loss at each learning rate")
     _draw_ratio(middle, result, lr, theme, labels=True)
-    middle.set_title(f"Attention entropy at learning rate {lr_text(lr)}")
-    middle.set_ylabel("share of its maximum")
+    middle.set_title(f"Attention entropy at {lr_text(lr)}")
+    middle.set_ylabel("share of its maximum (0 %: one token only)")
     _draw_logit(right, result, lr, theme, labels=True)
     right.set_title(f"Largest attention logit at {lr_text(lr)}")
     return figure
@@ -115,14 +119,13 @@ def entropy_per_head(result: StudyResult, theme: Theme) -> Figure | None:
         axes.set_yticks([(layer + 0.5) * heads for layer in range(layers)], [f"layer {n}" for n in range(layers)])
         for layer in range(1, layers):
             axes.axhline(layer * heads, color=theme.paper, linewidth=1.5)
-        axes.invert_yaxis()
         axes.set_xlabel("step")
         what = f"collapsed at step {trial.collapse_step}" if trial.collapsed else "no collapse"
         axes.set_title(f"{trial.recipe}, {lr_text(trial.lr)}: {what}", color=_colour(result, trial.recipe, theme))
         if trial.collapse_step is not None:
             axes.axvline(trial.collapse_step, color="#ffffff", linewidth=1.4, linestyle=(0, (4, 2)))
     bar = figure.colorbar(image, ax=all_axes, pad=0.015, aspect=28)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label("head's entropy, share of the maximum")
     return figure
 
@@ -188,52 +191,47 @@ def _draw_losses(axes: Axes, result: StudyResult, theme: Theme) -> None:
     axes.xaxis.set_major_locator(FixedLocator(result.record.learning_rates))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(result.record.learning_rates, [lr_text(lr) for lr in result.record.learning_rates])
-    axes.set_xlabel("learning rate")
     axes.set_ylabel("validation loss, nats per token")
     axes.margins(y=0.12)
+    axes.autoscale_view()
     end_labels(axes, ends)
-    note = "✕ attention collapsed" if any(trial.collapsed for trial in result.trials) else "no trial collapsed"
-    band = f"band: within {PLATEAU_NATS} of the recipe's best"
-    axes.annotate(f"{note}   {band}", (0.0, -0.2), xycoords="axes fraction", color=theme.muted, fontsize=8.5)
+    note = "cross: attention collapsed" if any(trial.collapsed for trial in result.trials) else "no trial collapsed"
+    axes.set_xlabel(f"learning rate\n{note}; band: within {PLATEAU_NATS} of the recipe's best", loc="left")
 
 
 def _draw_ratio(axes: Axes, result: StudyResult, lr: float, theme: Theme, *, labels: bool) -> None:
-    ends = []
-    for trial, colour in _series(result, lr, theme):
-        axes.plot(trial.step_S, trial.entropy_ratio_S, color=colour)
-        if trial.collapse_step is not None:
-            at = float(np.interp(trial.collapse_step, trial.step_S, trial.entropy_ratio_S))
-            _mark(axes, trial.collapse_step, at, True, "X", colour, theme)
+    for recipe, trials in _lines(result, lr):
+        colour = _colour(result, recipe, theme)
+        for trial in trials:
+            axes.plot(trial.step_S, trial.entropy_ratio_S, color=colour, linewidth=_width(result))
+        collapsed = [trial for trial in trials if trial.collapsed]
+        for trial in collapsed:
+            _mark_collapse(axes, trial, trial.entropy_ratio_S, colour, theme)
+        if collapsed:
+            last = max(collapsed, key=lambda trial: trial.collapse_step or 0)
             axes.annotate(
-                f"collapsed\nat step {trial.collapse_step}",
-                (trial.collapse_step, at),
+                f"collapsed\nat {verdict.steps_of(collapsed)}",
+                (last.collapse_step, _at(last, last.entropy_ratio_S)),
                 xytext=(9, 9),
                 textcoords="offset points",
                 color=colour,
                 fontsize=9,
                 va="bottom",
             )
-    for recipe, trials in groupby(result_lines(result, lr), key=lambda trial: trial.recipe):
-        last = list(trials)[-1]
-        ends.append((recipe, last.step_S[-1], last.entropy_ratio_S[-1], _colour(result, recipe, theme)))
     axes.set_ylim(0, 1.04)
-    axes.yaxis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1.0]))
-    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0", "25 %", "50 %", "75 %", "100 %"])
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1.0], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     _step_axis(axes, result)
     if labels:
-        end_labels(axes, ends)
+        _label_ends(axes, result, lr, theme, lambda trial: trial.entropy_ratio_S)
 
 
 def _draw_logit(axes: Axes, result: StudyResult, lr: float, theme: Theme, *, labels: bool) -> None:
-    ends = []
-    for trial, colour in _series(result, lr, theme):
-        axes.plot(trial.step_S, trial.max_logit_S, color=colour)
-        if trial.collapse_step is not None:
-            at = float(np.interp(trial.collapse_step, trial.step_S, trial.max_logit_S))
-            _mark(axes, trial.collapse_step, at, True, "X", colour, theme)
-    for recipe, trials in groupby(result_lines(result, lr), key=lambda trial: trial.recipe):
-        last = list(trials)[-1]
-        ends.append((recipe, last.step_S[-1], last.max_logit_S[-1], _colour(result, recipe, theme)))
+    for recipe, trials in _lines(result, lr):
+        colour = _colour(result, recipe, theme)
+        for trial in trials:
+            axes.plot(trial.step_S, trial.max_logit_S, color=colour, linewidth=_width(result))
+            if trial.collapsed:
+                _mark_collapse(axes, trial, trial.max_logit_S, colour, theme)
     axes.set_yscale("log")
     axes.yaxis.set_minor_locator(NullLocator())
     axes.axhline(LOGIT_ALARM, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
@@ -247,23 +245,44 @@ def _draw_logit(axes: Axes, result: StudyResult, lr: float, theme: Theme, *, lab
         fontsize=8.5,
     )
     _step_axis(axes, result)
+    axes.autoscale_view()
     if labels:
-        end_labels(axes, ends)
+        _label_ends(axes, result, lr, theme, lambda trial: trial.max_logit_S)
 
 
-def result_lines(result: StudyResult, lr: float) -> list[TrialResult]:
-    """The trials of one learning rate that have a series, in the order of the recipes."""
-    return [trial for name in result.record.recipes for trial in result.of(name, lr) if trial.step_S.size]
+def _lines(result: StudyResult, lr: float) -> Iterator[tuple[str, list[TrialResult]]]:
+    """Recipes with their trials of one learning rate that have a series."""
+    for recipe in result.record.recipes:
+        trials = [trial for trial in result.of(recipe, lr) if trial.step_S.size]
+        if trials:
+            yield recipe, trials
 
 
-def _series(result: StudyResult, lr: float, theme: Theme) -> Iterator[tuple[TrialResult, str]]:
-    for trial in result_lines(result, lr):
-        yield trial, _colour(result, trial.recipe, theme)
+def _label_ends(axes: Axes, result: StudyResult, lr: float, theme: Theme, values_S: SeriesOf) -> None:
+    ends = [
+        (recipe, float(trials[-1].step_S[-1]), float(values_S(trials[-1])[-1]), _colour(result, recipe, theme))
+        for recipe, trials in _lines(result, lr)
+    ]
+    end_labels(axes, [end for end in ends if math.isfinite(end[2])])
+
+
+def _mark_collapse(axes: Axes, trial: TrialResult, values_S: Series, colour: str, theme: Theme) -> None:
+    assert trial.collapse_step is not None, "only collapsed trials are marked"
+    _mark(axes, trial.collapse_step, _at(trial, values_S), True, "X", colour, theme)
+
+
+def _at(trial: TrialResult, values_S: Series) -> float:
+    """The value of a series at the step of collapse."""
+    return float(np.interp(trial.collapse_step or 0, trial.step_S, values_S))
+
+
+def _width(result: StudyResult) -> float:
+    return 2.0 if result.single_seed else 1.1
 
 
 def _step_axis(axes: Axes, result: StudyResult) -> None:
     axes.set_xlim(0, result.record.steps)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel("step")
 
 
@@ -293,7 +312,7 @@ def _heads(trial: TrialResult) -> int:
     return trial.head_ratio_SLN.shape[1] * trial.head_ratio_SLN.shape[2]
 
 
-def _edges(step_S: np.ndarray) -> np.ndarray:
+def _edges(step_S: NDArray[np.int64]) -> Series:
     """Borders of the cells around S steps: S + 1 values."""
     middle = (step_S[1:] + step_S[:-1]) / 2
     return np.concatenate([[step_S[0]], middle, [step_S[-1]]])

@@ -5,11 +5,15 @@ import io
 import math
 import os
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from comparison import plots, verdict
 from comparison.analysis import (
@@ -18,6 +22,7 @@ from comparison.analysis import (
     LOGIT_ALARM,
     PLATEAU_NATS,
     RecipeResult,
+    Spread,
     StudyResult,
     TrialResult,
     analyse,
@@ -91,16 +96,45 @@ def write(study_dir: Path) -> Path:
     return path
 
 
-def table(study_dir: Path) -> Table:
-    """The report's table for a terminal. Raises: DataError as `write`."""
+def table(study_dir: Path) -> RenderableType:
+    """The study for a terminal: loss, entropy and largest logit at the end of training, per recipe and learning rate,
+    then the verdict. Raises: DataError as `write`."""
     result = _analysed(study_dir)
-    shown = Table(title=f"Study {result.record.name}", title_justify="left", caption_justify="left")
-    for heading in HEADINGS:
-        shown.add_column(heading, justify="left" if heading in ("Recipe", "Collapsed") else "right")
-    for name, cells in _rows(result).items():
-        shown.add_row(name, *cells)
-    shown.caption = "\n".join(verdict.sentences(result))
-    return shown
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown.add_column("learning rate", no_wrap=True)
+    for lr in result.record.learning_rates:
+        shown.add_column(lr_text(lr), justify="right", no_wrap=True)
+    shown.add_column("LR sensitivity", justify="right")
+    for name, recipe in result.recipes.items():
+        groups = [result.of(name, lr) for lr in result.record.learning_rates]
+        shown.add_row(f"[bold]{name}[/bold]", *(_losses(group) for group in groups), f"{recipe.lr_sensitivity:.3f}")
+        if not result.single_seed:
+            shown.add_row("  ± over seeds", *(_deviation(group) for group in groups))
+        shown.add_row("  entropy", *(_last(group, "entropy_ratio", _percent) for group in groups))
+        shown.add_row("  max logit", *(_last(group, "max_logit", _big) for group in groups), end_section=True)
+    note = Text("Validation loss, entropy (share of its maximum) and max logit at the end of training; ✕: collapsed.")
+    lines = "\n".join(f"- {sentence}" for sentence in verdict.sentences(result))
+    return Group(Text(f"Study {result.record.name}", style="bold"), shown, note, Text(lines))
+
+
+def _losses(group: list[TrialResult]) -> Text:
+    """Loss over the seeds of one recipe and learning rate; red with a cross where a seed collapsed."""
+    collapsed = any(trial.collapsed for trial in group)
+    mean = Spread.of(trial.loss for trial in group).mean
+    text = "-" if math.isnan(mean) else f"{mean:.3f}"
+    return Text(f"✕ {text}" if collapsed else text, style="bold red" if collapsed else "bold")
+
+
+def _deviation(group: list[TrialResult]) -> str:
+    sd = Spread.of(trial.loss for trial in group).sd
+    return "-" if sd is None else f"{sd:.3f}"
+
+
+def _last(group: list[TrialResult], key: str, write_number: Callable[[float], str]) -> Text:
+    """A number of summary.json, mean over seeds."""
+    values = [trial.summary[key] for trial in group if trial.summary is not None and trial.summary.get(key) is not None]
+    style = "red" if any(trial.collapsed for trial in group) else ""
+    return Text(write_number(Spread.of(values).mean), style=style)
 
 
 def _analysed(study_dir: Path) -> StudyResult:

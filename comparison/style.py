@@ -1,9 +1,9 @@
 """How the pictures look: a palette that colour-blind readers can tell apart (Okabe and Ito 2008), light and dark, and
 labels written beside the lines instead of a legend."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -56,6 +56,8 @@ class Theme:
             "lines.linewidth": 2.0,
             "lines.solid_capstyle": "round",
             "figure.constrained_layout.use": True,
+            "figure.constrained_layout.h_pad": 0.08,
+            "figure.constrained_layout.w_pad": 0.08,
         }
 
 
@@ -81,31 +83,38 @@ def lr_text(lr: float) -> str:
     return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
 
 
-def end_labels(axes: Axes, labels: Iterable[tuple[str, float, float, str]], gap: float = 0.075) -> None:
+def end_labels(axes: Axes, labels: Iterable[tuple[str, float, float, str]], gap: float = 0.07) -> None:
     """Write each (text, x, y, colour) just right of its line's end, moved apart vertically where they would overlap.
 
     `gap` is the least distance as a share of the axes' height. Call it after the axes' limits are final.
     """
     to_axes = axes.transData + axes.transAxes.inverted()
-    placed = []
-    for text, x, y, colour in labels:
-        end_x, end_y = to_axes.transform((x, y))
-        placed.append([text, end_x, min(max(end_y, 0.02), 0.98), colour])
-    placed.sort(key=lambda item: item[2])
-    for lower, upper in pairwise(placed):
-        upper[2] = max(upper[2], lower[2] + gap)
-    overflow = placed[-1][2] - 1.0 if placed else 0.0
-    for item in placed if overflow > 0 else []:
-        item[2] -= overflow
-    for text, end_x, end_y, colour in placed:
+    ends = sorted(((*to_axes.transform((x, y)), text, colour) for text, x, y, colour in labels), key=lambda end: end[1])
+    heights = spread([min(max(y, 0.02), 0.98) for _, y, _, _ in ends], gap)
+    for (x, _, text, colour), height in zip(ends, heights, strict=True):
         axes.annotate(
             text,
-            (end_x, end_y),
+            (x, height),
             xycoords="axes fraction",
-            xytext=(7, 0),
+            xytext=(8, 0),
             textcoords="offset points",
             color=colour,
             fontweight="bold",
             va="center",
             annotation_clip=False,
         )
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Ascending heights moved as little as possible (least squares) until neighbours are `gap` apart.
+
+    With i * gap taken off height i this is isotonic regression, solved by pooling adjacent violators.
+    """
+    pools: list[list[float]] = []
+    for index, height in enumerate(heights):
+        pools.append([height - index * gap])
+        while len(pools) > 1 and fmean(pools[-2]) > fmean(pools[-1]):
+            last = pools.pop()
+            pools[-1] += last
+    levels = [fmean(pool) for pool in pools for _ in pool]
+    return [level + index * gap for index, level in enumerate(levels)]

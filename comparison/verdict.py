@@ -13,6 +13,24 @@ def sentences(result: StudyResult) -> list[str]:
     return [*_completeness(result), *_collapse(result), *_losses(result), *_sensitivity(result), *_caution(result)]
 
 
+def headline(result: StudyResult, lr: float) -> str:
+    """One line over the picture of one learning rate: who collapsed when, and who did not."""
+    at = [trial for trial in result.trials if trial.lr == lr and trial.step_S.size]
+    collapsed = list(dict.fromkeys(trial.recipe for trial in at if trial.collapsed))
+    steady = list(dict.fromkeys(trial.recipe for trial in at if trial.recipe not in collapsed))
+    if not collapsed:
+        return f"At learning rate {lr_text(lr)} no recipe's attention collapses"
+    when = steps_of([trial for trial in at if trial.collapsed])
+    text = f"At learning rate {lr_text(lr)} the attention of {_listed(collapsed)} collapses at {when}"
+    return f"{text}; {_listed(steady)} {'holds' if len(steady) == 1 else 'hold'}" if steady else text
+
+
+def steps_of(trials: list[TrialResult]) -> str:
+    """When these trials collapsed: `step 65`, or `steps 65 to 80`."""
+    steps = sorted(trial.collapse_step for trial in trials if trial.collapse_step is not None)
+    return f"step {steps[0]}" if steps[0] == steps[-1] else f"steps {steps[0]} to {steps[-1]}"
+
+
 def _completeness(result: StudyResult) -> Iterator[str]:
     if result.missing:
         failed = sum(trial.failure is not None for trial in result.missing)
@@ -41,13 +59,20 @@ def _losses(result: StudyResult) -> Iterator[str]:
     if not recipes:
         return
     best, others = recipes[0], recipes[1:]
-    text = f"Lowest loss: {best.recipe}, {best.best_loss:.3f} at {lr_text(best.best_lr)}"
-    yield text + "".join(f"; {other.recipe} {other.best_loss:.3f} at {lr_text(other.best_lr)}" for other in others) + "."
-    for lr in result.record.learning_rates:  # where the overall winner is the wrong choice
-        ahead = [other for other in others if _gap(best, other, lr) > CLEAR_NATS]
-        if ahead:
-            gaps = _listed(f"{other.recipe} (by {_gap(best, other, lr):.2f})" for other in ahead)
-            yield f"At {lr_text(lr)} {best.recipe} is behind {gaps}."
+    bests = [f"{recipe.recipe} {recipe.best_loss:.3f} at {lr_text(recipe.best_lr)}" for recipe in recipes]
+    yield f"Best loss: {'; '.join(bests)}."
+    behind = (
+        [
+            f"at {lr_text(lr)} {leader.recipe} is {gap:.2f} ahead"
+            for lr in result.record.learning_rates
+            for gap, leader in [max(((_gap(best, other, lr), other) for other in others), key=lambda pair: pair[0])]
+            if gap > CLEAR_NATS
+        ]
+        if others
+        else []
+    )
+    if behind:
+        yield f"{best.recipe} is not the best everywhere: {_listed(behind)}."
 
 
 def _sensitivity(result: StudyResult) -> Iterator[str]:
@@ -61,16 +86,15 @@ def _sensitivity(result: StudyResult) -> Iterator[str]:
 
 def _caution(result: StudyResult) -> Iterator[str]:
     if result.single_seed:
-        yield "One seed: small differences of loss may be chance; more `seeds` in the study give a spread."
+        yield "One seed: small differences of loss may be chance; a study with more seeds also gives their spread."
 
 
 def _cases(trials: list[TrialResult], result: StudyResult) -> str:
     parts = []
     for lr in sorted({trial.lr for trial in trials}):
-        steps = sorted(trial.collapse_step for trial in trials if trial.lr == lr and trial.collapse_step is not None)
-        when = f"step {steps[0]}" if len(steps) == 1 else f"steps {steps[0]} to {steps[-1]}"
-        seeds = "" if result.single_seed else f", {len(steps)} of {len(result.of(trials[0].recipe, lr))} seeds"
-        parts.append(f"{lr_text(lr)} ({when}{seeds})")
+        here = [trial for trial in trials if trial.lr == lr]
+        seeds = "" if result.single_seed else f", {len(here)} of {len(result.of(here[0].recipe, lr))} seeds"
+        parts.append(f"{lr_text(lr)} ({steps_of(here)}{seeds})")
     return _listed(parts)
 
 

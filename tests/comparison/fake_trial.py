@@ -1,6 +1,6 @@
 """A stand-in for `steadytrain train CONFIG`: writes a plausible run folder through the recorder, in milliseconds.
 
-    python fake_trial.py CONFIG.yaml [MODE]
+python fake_trial.py CONFIG.yaml [MODE]
 """
 
 import math
