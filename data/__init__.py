@@ -1,0 +1,1 @@
+"""Data: corpora, tokenizers, prepared datasets, and samples in a fixed global order."""
