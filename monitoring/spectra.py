@@ -18,7 +18,7 @@ class Spectra:
 
 def collect_spectra(spectral: SpectralReparam, topology: Topology) -> Spectra | None:
     """Spectra of the whole model on the logging rank; None elsewhere, and without reparametrisation. Collective."""
-    mine = [(m.name, float(m.sigma), float(m.gamma)) for m in spectral.matrices]
+    mine = [(m.name, m.sigma.item(), m.gamma.item()) for m in spectral.matrices]
     parts = gather_objects(mine, topology)
     if parts is None:
         return None

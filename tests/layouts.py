@@ -39,7 +39,7 @@ def config(world_size: int = 1, **sections: dict) -> Config:
         "data": {"sources": [{"path": "unused"}]},
         "model": {"layers": 4, "hidden_size": 32, "heads": 4, "vocab_multiple": 32, "positions": "learned"},
         "training": {"steps": 10, "global_batch_size": 8, "sequence_length": 16},
-        "optimizer": {"lr": 2e-3, "eps": 1e-3, "clip": 0.5, "weight_decay": 0.1},
+        "optimizer": {"lr": 1e-3, "eps": 1e-3, "clip": 0.5, "weight_decay": 0.1},
     }
     for name, fields in sections.items():
         base[name] = base.get(name, {}) | fields

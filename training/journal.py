@@ -1,0 +1,100 @@
+"""What the loop tells the outside: the run folder, the tracker and the progress bar, on the logging rank only."""
+
+import math
+import time
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Literal, Self
+
+from configs.schema import Config
+from monitoring.measure import Measurement
+from monitoring.recorder import Recorder
+from monitoring.tracker import Tracker
+from training.progress import TrainingProgress
+
+Status = Literal["finished", "diverged"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a run ended, as `summary.json` has it. Entropy and logits are of the last measured step (None: never)."""
+
+    status: Status
+    steps: int
+    initial_loss: float
+    val_loss: float
+    entropy_mean: float | None
+    entropy_ratio: float | None
+    max_logit: float | None
+    tokens_per_s: float
+    wall_s: float
+    parameters: int
+
+
+class Journal:
+    """One line per step, arrays of measured steps, and the summary; silent where `enabled` is false."""
+
+    def __init__(self, config: Config, parameters: int, *, enabled: bool) -> None:
+        self._config, self._parameters = config, parameters
+        self._recorder = Recorder(config.run_dir, Tracker.open(config, config.run_dir)) if enabled else None
+        self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
+        self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
+        self._started = self._lap = time.perf_counter()
+        self._last: dict[str, float] = {}
+        self._initial_loss = math.nan
+        self._steps = 0
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._progress.__exit__(kind, error, at)
+        if self._recorder is not None and kind is not None:
+            self._recorder.close("failed")
+
+    def step(
+        self, step: int, *, loss: float, grad_norm: float, lr: float, measured: Measurement | None, val_loss: float | None
+    ) -> None:
+        """Record update `step` (from 1). tokens/s is of the time since the last call: the step with all it did."""
+        now = time.perf_counter()
+        tokens_per_s, self._lap = self._tokens_per_step / (now - self._lap), now
+        self._steps = step
+        self._initial_loss = loss if step == 1 else self._initial_loss
+        extra = {} if val_loss is None else {"val_loss": val_loss}
+        if measured is not None:
+            self._last = measured.aggregates()
+            extra |= self._last
+        if self._recorder is not None:
+            tokens = step * self._tokens_per_step
+            line = {"tokens": tokens, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens_per_s}
+            self._recorder.log(step, **line, **extra)
+            if measured is not None:
+                self._recorder.signals(step, **measured.arrays())
+        self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"))
+
+    def diverged(self, step: int, loss: float, grad_norm: float) -> None:
+        """Record that training cannot go on after update `step`."""
+        if self._recorder is not None:
+            what = "loss" if not math.isfinite(loss) else "gradient norm"
+            self._recorder.event(step, "diverged", f"{what} is not finite", loss=loss, grad_norm=grad_norm)
+
+    def finish(self, status: Status, val_loss: float) -> Summary:
+        """Write the summary and close the record."""
+        wall_s = time.perf_counter() - self._started
+        summary = Summary(
+            status=status,
+            steps=self._steps,
+            initial_loss=self._initial_loss,
+            val_loss=val_loss,
+            entropy_mean=self._last.get("entropy_mean"),
+            entropy_ratio=self._last.get("entropy_ratio"),
+            max_logit=self._last.get("max_logit"),
+            tokens_per_s=self._steps * self._tokens_per_step / wall_s,
+            wall_s=wall_s,
+            parameters=self._parameters,
+        )
+        if self._recorder is not None:
+            self._recorder.summary(asdict(summary))
+            self._recorder.close(status)
+        return summary
