@@ -68,7 +68,9 @@ class TrialResult:
         if self.summary is None:
             return math.nan
         initial, final = self.summary["initial_loss"], self.summary["val_loss"]
-        return min(final, initial) if isinstance(final, float) and math.isfinite(final) else initial
+        if not math.isfinite(initial):  # diverged in its first step
+            return math.inf
+        return min(final, initial) if final is not None and math.isfinite(final) else initial
 
     @property
     def worst_ratio(self) -> float:
@@ -143,12 +145,9 @@ class StudyResult:
         """The learning rate that shows the difference: the middle one of those where some recipes collapse and others
         do not; without any, the highest that has run."""
         grid = self.record.learning_rates
-        collapsed = {lr: {trial.recipe for trial in self.trials if trial.lr == lr and trial.collapsed} for lr in grid}
-        steady = {
-            lr: {trial.recipe for trial in self.trials if trial.lr == lr and trial.step_S.size} - collapsed[lr]
-            for lr in grid
-        }
-        divided = [lr for lr in grid if collapsed[lr] and steady[lr]] or [lr for lr in grid if steady[lr]][-1:]
+        measured = {lr: [trial for trial in self.trials if trial.lr == lr and trial.step_S.size] for lr in grid}
+        divided = [lr for lr, trials in measured.items() if {trial.collapsed for trial in trials} == {True, False}]
+        divided = divided or [lr for lr, trials in measured.items() if trials][-1:]
         return divided[(len(divided) - 1) // 2] if divided else None
 
 

@@ -42,7 +42,7 @@ class Display:
     def running(self, trial: Trial, metrics: dict[str, Any] | None) -> None:
         if metrics is not None and "loss" in metrics:
             note = f"loss {metrics['loss']:.3f}  {metrics.get('tokens_per_s', 0):,.0f} tokens/s"
-            self._bars.update(self._tasks[trial], completed=metrics["step"] + 1, note=note)
+            self._bars.update(self._tasks[trial], completed=metrics["step"], note=note)
 
     def ended(self, trial: Trial, outcome: str, style: str = "") -> None:
         self._bars.remove_task(self._tasks.pop(trial))

@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
 
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL: time to close files and the tracker's run
+POLL_SECONDS = 0.05
 
 
 class TrialProcess:
@@ -30,8 +32,7 @@ class TrialProcess:
     def poll(self) -> int | None:
         """The exit code, or None while it runs. What the trial left running in its session ends with it."""
         if self._process.returncode is None:
-            # Look before reaping: an unreaped leader keeps the group's id from being given to someone else.
-            if os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            if not self._has_exited():
                 return None
             self._signal(signal.SIGKILL)
         return self._process.wait()
@@ -42,12 +43,19 @@ class TrialProcess:
             return
         family = _descendants(self.pid)  # ranks may have sessions of their own
         self._signal(signal.SIGTERM)
-        _, alive = psutil.wait_procs([psutil.Process(self.pid), *family], timeout=GRACE_SECONDS)
-        for process in alive:
-            _kill(process)
+        deadline = time.monotonic() + GRACE_SECONDS
+        while not self._has_exited() and time.monotonic() < deadline:
+            time.sleep(POLL_SECONDS)
         self._signal(signal.SIGKILL)
         self._process.wait()
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()  # psutil compares start times: never a stranger that was given the id
         psutil.wait_procs(family, timeout=GRACE_SECONDS)
+
+    def _has_exited(self) -> bool:
+        """Looks without reaping: an unreaped leader keeps the group's id from being given to someone else."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def _signal(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError):  # the group is empty
@@ -59,8 +67,3 @@ def _descendants(pid: int) -> list[psutil.Process]:
         return psutil.Process(pid).children(recursive=True)
     except psutil.NoSuchProcess:
         return []
-
-
-def _kill(process: psutil.Process) -> None:
-    with contextlib.suppress(psutil.NoSuchProcess):
-        process.kill()  # psutil compares start times: never a stranger that inherited the id
