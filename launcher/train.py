@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -38,9 +39,8 @@ def train(
         from launcher.local import launch
 
         return launch(config_path, world_size, config_path.parent / LOGS, entry)
-    with_rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update(with_rank, MASTER_PORT=str(_free_port()))
-    return Outcome.of(resolve_name(entry)(config), config.run_dir)
+    with _only_rank():
+        return Outcome.of(resolve_name(entry)(config), config.run_dir)
 
 
 def _train_as_rank(
@@ -61,6 +61,23 @@ def _train_as_rank(
             raise
         raise type(error)(f"rank {rank.rank}: {error}") from None
     return Outcome.of(summary, config.run_dir) if rank.rank == 0 else None
+
+
+@contextmanager
+def _only_rank() -> Iterator[None]:
+    """The variables torch.distributed reads, for a run of one process; they leave no trace."""
+    names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    names["MASTER_PORT"] = str(_free_port())
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def _check_devices(config: Config, world_size: int) -> None:
