@@ -15,7 +15,7 @@ T = 16
 
 @pytest.fixture(scope="module")
 def folders(make_dataset: Callable[..., Path]) -> list[Path]:
-    return [make_dataset(documents=30, seed=seed) for seed in (1, 2, 3)]
+    return [make_dataset(documents=30, seed=seed, validation_fraction=0.3) for seed in (1, 2, 3)]
 
 
 def blend(folders: list[Path], weights: list[float]) -> list[DataSource]:
