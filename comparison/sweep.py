@@ -31,8 +31,8 @@ from comparison.record import FAILURE, record_of, trial_config, write_record
 from comparison.study import Study, Trial, flatten, load_study
 from comparison.style import lr_text
 from configs.errors import ConfigError, LaunchError
-from configs.files import parse_yaml
-from configs.load import dump
+from configs.load import dump, load
+from configs.schema import Config
 from monitoring.recorder import SUMMARY, last_metrics, read_summary, write_json
 from monitoring.tracker import NoTracker, Tracker, default_uri, mark_failed
 
@@ -177,21 +177,21 @@ def _is_finished(study: Study, trial: Trial) -> bool:
     if not (trial.config.run_dir / SUMMARY).exists():
         return False
     path = trial_config(study, trial.config.run.name)
-    then = _settings(path.read_text(encoding="utf-8"), path) if path.exists() else {}
-    now = _settings(dump(trial.config), path)
-    for key in [*now, *then]:
-        if then.get(key) != now.get(key):
+    if not path.exists():
+        raise ConfigError(f"{path}: is gone, so what {trial.config.run_dir} ran is unknown; delete {study.dir}")
+    then, now = _settings(load(path)), _settings(trial.config)
+    for key, value in now.items():
+        if then.get(key) != value:
             raise ConfigError(
-                f"{study.path}: {key} = {now.get(key)}: the finished trial {trial.config.run_dir} ran with "
-                f"{then.get(key)}; give the study another name, or delete {study.dir}"
+                f"{study.path}: {key} = {value}: the finished trial {trial.config.run_dir} ran with {then.get(key)}; "
+                f"give the study another name, or delete {study.dir}"
             )
     return True
 
 
-def _settings(text: str, path: Path) -> dict[str, Any]:
-    """A trial's keys, without where it was tracked."""
-    values = parse_yaml(text, str(path))
-    return {key: value for key, value in flatten(values) if not key.startswith("tracking.")}
+def _settings(config: Config) -> dict[str, Any]:
+    """A trial's dotted keys, without where it is tracked."""
+    return dict(flatten(config.model_dump(mode="json", exclude={"tracking"})))
 
 
 def _prepare(study: Study, pending: Sequence[Trial], tracker: Tracker | NoTracker) -> list[Trial]:

@@ -92,6 +92,12 @@ def test_an_edited_study_is_refused_naming_the_key(study_file):
         sweep(study_file, ["training.steps=70"], command=fake_train(), console=quiet())
 
 
+def test_a_result_without_its_configuration_is_refused(study_file):
+    write_study(load_study(study_file))
+    with pytest.raises(ConfigError, match=r"seed-0\.yaml: is gone, so what .* ran is unknown; delete"):
+        sweep(study_file, command=fake_train(), console=quiet())
+
+
 def test_two_sweeps_of_one_study_are_refused(study_file):
     Path("runs/demo").mkdir(parents=True)
     with (
