@@ -24,6 +24,7 @@ def rank() -> int:
 def leave_note(config: Config) -> None:
     """Tell the test that this rank is running, and who it is."""
     names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS")
+    wait_for(config.run_dir / "config.yaml")  # training's first collective waits for rank 0, which makes the folder
     note = config.run_dir / f"note-{rank()}"
     temporary = note.with_suffix(".part")
     temporary.write_text("\n".join([str(os.getpid()), *(f"{name}={os.environ.get(name)}" for name in names)]))
