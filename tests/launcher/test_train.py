@@ -47,7 +47,7 @@ def test_missing_devices_are_one_line(path, monkeypatch, count, overrides, messa
 def test_nproc_is_refused_under_torchrun(path, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="^command line: --nproc = 2: must not be set under torchrun$"):
+    with pytest.raises(ConfigError, match=r"^command line: --nproc = 2: must not be set under torchrun$"):
         train(path, [], nproc=2, entry=FINISH)
 
 
