@@ -53,7 +53,8 @@ def find(inputs: Sequence[str | Path]) -> list[CorpusFile]:
     """Files named by `inputs`, in the order of the inputs and sorted by path within each.
 
     An input is a file, a folder (all files below it, hidden ones left out), a glob (`**` for any depth), or the word
-    `stdlib`: the `*.py` files of the running Python's standard library without its tests and site-packages.
+    `stdlib`: the `*.py` files of the running Python's standard library without its tests and site-packages, its
+    top-level modules before its packages.
 
     Raises: DataError if an input names nothing, or if two inputs name the same file.
     """
@@ -96,8 +97,10 @@ def documents(
 def _expand(given: str) -> list[tuple[Path, str]]:
     """(path, name within the input) of every file an input names, sorted by name."""
     if given == STDLIB:
-        found = _walk(Path(sysconfig.get_path("stdlib")), skipped=STDLIB_SKIPPED)
-        return [(path, name) for path, name in found if name.endswith(".py")]
+        root = Path(sysconfig.get_path("stdlib"))
+        found = [(path, name) for path, name in _walk(root, STDLIB_SKIPPED) if name.endswith(".py")]
+        # Top-level modules first: the leading megabytes are then code and prose, not `encodings`' tables of characters.
+        return sorted(found, key=lambda pair: ("/" in pair[1], pair[1]))
     path = Path(given)
     if path.is_dir():
         found = _walk(path)

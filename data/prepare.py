@@ -117,7 +117,8 @@ def _reusable(out: Path, recipe: Recipe, *, force: bool) -> bool:
         return False
     if read_manifest(out).recipe != recipe.hash:
         raise DataError(
-            f"{out}: exists and was made from other inputs or settings: choose another folder, or replace it by force"
+            f"{out}: exists and was made from other inputs or settings: "
+            "choose another folder, or replace it with --force"
         )
     check(out)
     return True

@@ -43,7 +43,8 @@ class Attention(nn.Module):
         self.output = RowParallelLinear(
             f"{name}.output", config.heads * self.head_size, config.hidden_size, spec, std=output_std
         )
-        self.q_norm = self.k_norm = nn.Identity()
+        self.q_norm: nn.Module = nn.Identity()
+        self.k_norm: nn.Module = nn.Identity()
         if config.qk_norm:
             kind = "rmsnorm" if config.norm == "none" else config.norm
             self.q_norm = build_norm(kind, self.head_size, config.norm_eps, spec.tp, partial=True)

@@ -83,6 +83,10 @@ class Decoder(nn.Module):
                 "head", width, {"head": rows}, _without_bias(head_spec), std=std, live_rows=vocab_size
             )
 
+    def attention_layers(self) -> list[tuple[int, Attention]]:
+        """The attention of each layer here, with the layer's index in the whole model."""
+        return [(int(i), layer.attention) for i, layer in self.layers.items() if isinstance(layer, DecoderLayer)]
+
     def forward(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
             x = self.embedding(x)

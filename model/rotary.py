@@ -10,6 +10,9 @@ from torch import Tensor, nn
 class RotaryEmbedding(nn.Module):
     """Rotates pairs (i, i + K/2) of queries or keys by position x theta^(-2i/K); (B, H, T, K) -> (B, H, T, K)."""
 
+    cos_TK: Tensor
+    sin_TK: Tensor
+
     def __init__(self, head_size: int, length: int, theta: float) -> None:
         super().__init__()
         frequency_k = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float64) / head_size)

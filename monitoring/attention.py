@@ -17,7 +17,6 @@ from monitoring.entropy import attention_statistics
 from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 
-
 T = TypeVar("T")
 
 
@@ -50,7 +49,7 @@ class AttentionMonitor:
             return
         self._sums = {index: _Sums() for index in self._attention}
         for index, attention in self._attention.items():
-            attention.probe = self._probe(index)  # type: ignore[assignment]
+            attention.probe = self._probe(index)
         try:
             yield
         finally:

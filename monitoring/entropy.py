@@ -30,7 +30,8 @@ def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> Attent
     H = LSE - q·Attn(V=k) cancels where it matters: at a collapsed head in bf16 a quarter of its values are negative.)
     Memory is one block of scores, never T x T.
 
-    Source: Zhai et al. 2023, section 3; the block recurrence is flash attention's (Dao et al. 2022) with w carried.
+    Source: Zhai et al. 2023, section 3; the block recurrence is flash attention's (Dao et al. 2022) with w carried
+    (`top`, `total` and `weighted` below are m, l and w).
     """
     dtype = torch.float64 if q_BHTK.dtype == torch.float64 else torch.float32
     groups = q_BHTK.shape[1] // k_BGTK.shape[1]
@@ -47,8 +48,8 @@ def _block_rows(q_BHqK: Tensor, k_BHTK: Tensor, first_row: int) -> tuple[Tensor,
     """Entropy and maximum of the rows first_row, first_row + 1, ... of scaled queries."""
     rows_q = torch.arange(first_row, first_row + q_BHqK.shape[2], device=q_BHqK.device)
     shape = q_BHqK.shape[:-1]
-    m = q_BHqK.new_full(shape, -math.inf)
-    l, w = q_BHqK.new_zeros(shape), q_BHqK.new_zeros(shape)
+    top = q_BHqK.new_full(shape, -math.inf)
+    total, weighted = q_BHqK.new_zeros(shape), q_BHqK.new_zeros(shape)
     end = first_row + q_BHqK.shape[2]
     for first_key in range(0, end, KEY_BLOCK):
         keys = slice(first_key, min(first_key + KEY_BLOCK, end))
@@ -56,15 +57,15 @@ def _block_rows(q_BHqK: Tensor, k_BHTK: Tensor, first_row: int) -> tuple[Tensor,
         # True positions of rows and keys: a causal mask of the block's own indices would be another attention.
         future_qk = torch.arange(keys.start, keys.stop, device=s_BHqk.device) > rows_q[:, None]
         s_BHqk = s_BHqk.masked_fill(future_qk, -math.inf)
-        new_m = torch.maximum(m, s_BHqk.amax(-1))
-        shift = torch.where(m == -math.inf, torch.zeros_like(m), m - new_m)
-        centred_BHqk = s_BHqk - new_m[..., None]
+        new_top = torch.maximum(top, s_BHqk.amax(-1))
+        shift = torch.where(top == -math.inf, torch.zeros_like(top), top - new_top)
+        centred_BHqk = s_BHqk - new_top[..., None]
         e_BHqk = centred_BHqk.exp()
-        decay = torch.where(m == -math.inf, torch.zeros_like(m), shift.exp())
-        w = decay * (w + l * shift) + (e_BHqk * centred_BHqk.masked_fill(future_qk, 0)).sum(-1)
-        l = decay * l + e_BHqk.sum(-1)
-        m = new_m
-    return l.log() - w / l, m
+        decay = torch.where(top == -math.inf, torch.zeros_like(top), shift.exp())
+        weighted = decay * (weighted + total * shift) + (e_BHqk * centred_BHqk.masked_fill(future_qk, 0)).sum(-1)
+        total = decay * total + e_BHqk.sum(-1)
+        top = new_top
+    return total.log() - weighted / total, top
 
 
 def causal_maximum(length: int) -> float:

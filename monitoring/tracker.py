@@ -29,6 +29,7 @@ RUN_ID = "mlflow_run_id"
 ARTIFACTS = ("config.yaml", "study.yaml", "summary.json", "events.jsonl", "report.html", "*.png")
 FLUSH_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
+UI_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not on chat traces
 MAX_PENDING = 200_000  # points kept while a store is out of reach; later ones are in metrics.jsonl only
 MLFLOW_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}  # `diverged` is kept as a tag
 
@@ -213,7 +214,7 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
         path = _sqlite_path(uri)  # a server knows where artifacts go; of SQLite, MLflow puts them in the working folder
         location = None if path is None else (path.parent / "mlflow-artifacts" / name).as_uri()
         try:
-            return client.create_experiment(name, artifact_location=location)
+            return client.create_experiment(name, artifact_location=location, tags=UI_KIND)
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
             if found is None:

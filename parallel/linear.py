@@ -54,6 +54,10 @@ class ShardedLinear(nn.Module):
     """
 
     split_dim: int
+    replicated: Tensor
+    split: Tensor
+    sigma: Tensor
+    effective: Tensor | None
 
     def __init__(self, weight: Tensor, rows: dict[str, int], spec: LinearSpec) -> None:
         """`rows`: the matrices packed in `weight` and how many of this rank's rows each takes."""

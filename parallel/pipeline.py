@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
@@ -63,34 +64,36 @@ class Pipeline:
         self.topology = topology
         self.micro_batches = micro_batches
         self.holds_loss = True
-        self._schedule = None
-        if topology.pp_size == 1:
-            return
-        indices = stage_indices(config, topology.pp_rank)
-        stages = config.pp * config.chunks
-        self.holds_loss = stages - 1 in indices
-        self._holds_input = 0 in indices
-        tokens_shape = (hidden_shape[0], logits_shape[1])
+        self._hidden_shape, self._dtype = hidden_shape, dtype
+        self._stages = stage_indices(config, topology.pp_rank)
+        self._last_stage = config.pp * config.chunks - 1
+        self._rank_of = {stage: rank for rank in range(config.pp) for stage in stage_indices(config, rank)}
+        self.holds_loss = self._last_stage in self._stages
+        self._schedule = self._build_schedule(config, logits_shape) if topology.pp_size > 1 else None
+
+    def _build_schedule(self, config: ParallelConfig, logits_shape: tuple[int, ...]) -> Any:
+        """Torch's schedule over this rank's stages. All shapes are given, so that nothing is run to infer them."""
+        tokens_shape = (self._hidden_shape[0], logits_shape[1])
         pipeline_stages = []
-        for index, chunk in zip(indices, chunks, strict=True):
-            hidden = torch.empty(hidden_shape, dtype=dtype, device="meta", requires_grad=True)
+        for index, chunk in zip(self._stages, self.chunks, strict=True):
+            hidden = torch.empty(self._hidden_shape, dtype=self._dtype, device="meta", requires_grad=True)
             tokens = torch.empty(tokens_shape, dtype=torch.long, device="meta")
-            logits = torch.empty(logits_shape, dtype=dtype, device="meta", requires_grad=True)
+            logits = torch.empty(logits_shape, dtype=self._dtype, device="meta", requires_grad=True)
             pipeline_stages.append(
                 pipelining.PipelineStage(
                     chunk,
                     index,
-                    stages,
-                    topology.device,
+                    self._last_stage + 1,
+                    self.topology.device,
                     input_args=tokens if index == 0 else hidden,
-                    output_args=logits if index == stages - 1 else hidden,
-                    group=topology.pp_group,
+                    output_args=logits if index == self._last_stage else hidden,
+                    group=self.topology.pp_group,
                 )
             )
         single = config.schedule in ("gpipe", "1f1b")
-        self._schedule = SCHEDULES[config.schedule](
+        return SCHEDULES[config.schedule](
             pipeline_stages[0] if single else pipeline_stages,
-            micro_batches,
+            self.micro_batches,
             loss_fn=self._scaled_loss,
             scale_grads=False,
         )
@@ -98,8 +101,8 @@ class Pipeline:
     def train(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Forward and backward of all micro-batches; gradients add up in the parameters."""
         if self._schedule is not None:
-            return self._run(self._schedule.step, tokens_BT, targets_BT)
-        total = torch.zeros((), device=tokens_BT.device)
+            return self._run_schedule(tokens_BT, targets_BT)
+        total = torch.zeros((), device=self.topology.device)
         for tokens, targets in self._split(tokens_BT, targets_BT):
             loss = self._scaled_loss(self.chunks[0](tokens), targets)
             loss.backward()
@@ -108,13 +111,34 @@ class Pipeline:
 
     @torch.no_grad()
     def evaluate(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Forward of all micro-batches."""
-        if self._schedule is not None:
-            return self._run(self._schedule.eval, tokens_BT, targets_BT)
-        total = torch.zeros((), device=tokens_BT.device)
+        """Forward of all micro-batches, stage by stage, the same way for every schedule.
+
+        (torch's zero-bubble schedules have no forward-only mode: their backward actions run all the same.)
+        """
+        total = torch.zeros((), device=self.topology.device)
         for tokens, targets in self._split(tokens_BT, targets_BT):
-            total += self._scaled_loss(self.chunks[0](tokens), targets)
+            x = tokens
+            for stage, chunk in zip(self._stages, self.chunks, strict=True):
+                x = chunk(x if stage == 0 else self._receive(stage, x))
+                if stage == self._last_stage:
+                    total += self._scaled_loss(x, targets)
+                else:
+                    self._send(stage, x)
         return total
+
+    def _receive(self, stage: int, local: Tensor) -> Tensor:
+        """The output of the stage before: `local` if this rank ran it, else from its rank."""
+        source = self._rank_of[stage - 1]
+        if source == self.topology.pp_rank:
+            return local
+        hidden = torch.empty(self._hidden_shape, dtype=self._dtype, device=self.topology.device)
+        dist.recv(hidden, group=self.topology.pp_group, group_src=source)
+        return hidden
+
+    def _send(self, stage: int, output: Tensor) -> None:
+        target = self._rank_of[stage + 1]
+        if target != self.topology.pp_rank:
+            dist.send(output.contiguous(), group=self.topology.pp_group, group_dst=target)
 
     def _scaled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """A micro-batch's share of the batch's mean loss."""
@@ -123,10 +147,12 @@ class Pipeline:
     def _split(self, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(tokens_BT.chunk(self.micro_batches), targets_BT.chunk(self.micro_batches), strict=True)
 
-    def _run(self, step: Callable[..., Any], tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+    def _run_schedule(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        assert self._schedule is not None
         losses: list[Tensor] = []
-        inputs = (tokens_BT,) if self._holds_input else ()
-        step(*inputs, target=targets_BT if self.holds_loss else None, losses=losses, return_outputs=False)
+        inputs = (tokens_BT,) if 0 in self._stages else ()
+        targets = targets_BT if self.holds_loss else None
+        self._schedule.step(*inputs, target=targets, losses=losses, return_outputs=False)
         if not self.holds_loss:
             return torch.zeros((), device=self.topology.device)
         # A copy: schedules may change the losses they handed out.

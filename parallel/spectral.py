@@ -148,7 +148,7 @@ class SpectralReparam:
     def _write_effective(self) -> None:
         for matrix in self.matrices:
             layer = matrix.layer
-            torch.mul(layer.weight[matrix.rows], matrix.gamma / matrix.sigma, out=layer.effective[matrix.rows])
+            torch.mul(layer.weight[matrix.rows], matrix.gamma / matrix.sigma, out=layer.effective[matrix.rows])  # type: ignore[index]
         for layer in self.layers:
             if not layer.reparametrised and layer.effective is not None:
                 layer.effective.copy_(layer.weight)

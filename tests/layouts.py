@@ -55,7 +55,7 @@ def train_layout(cfg: Config, steps: int) -> Trace | None:
     for step in range(steps):
         with trainer.engine.accumulate():
             loss = trainer.pipeline.train(*batches.step(step))
-            sum_partial_gradients(trainer.chunks.parameters(), topology.tensor)
+            sum_partial_gradients(trainer.parameters(), topology.tensor)
             trainer.spectral.pull_back()
             gradients = {name: _mean_over_dp(p.grad, topology) for name, p in trainer.named_parameters()}
         trace.gradients.append(gather_whole(trainer, gradients, topology))

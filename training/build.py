@@ -27,21 +27,25 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class Trainer:
     """The moving parts of one rank."""
 
-    chunks: nn.ModuleList
+    chunks: list[Decoder]
     spectral: SpectralReparam
     pipeline: Pipeline
     engine: Engine
 
     def attention_layers(self) -> list[tuple[int, Attention]]:
         """(index in the model, attention) of the decoder layers on this rank."""
-        return [(int(i), layer.attention) for chunk in self.chunks for i, layer in chunk.layers.items()]
+        return [pair for chunk in self.chunks for pair in chunk.attention_layers()]
 
     def named_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Parameters under the names they have in the whole model, the same in every layout."""
         return [pair for chunk in self.chunks for pair in chunk.named_parameters()]
 
+    def parameters(self) -> list[nn.Parameter]:
+        """This rank's parameters."""
+        return [parameter for _, parameter in self.named_parameters()]
 
-def build_chunks(config: Config, topology: Topology, vocab_size: int) -> nn.ModuleList:
+
+def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[Decoder]:
     """The decoder parts of this pipeline rank's stages, with their initial weights."""
     spec = LinearSpec(
         tp=topology.tensor,
@@ -51,7 +55,7 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> nn.Modu
         bias=config.model.bias,
     )
     stages = config.parallel.pp * config.parallel.chunks
-    chunks = [
+    return [
         Decoder(
             config.model,
             spec,
@@ -59,10 +63,9 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> nn.Modu
             length=config.training.sequence_length,
             layers=stage_layers(config.model.layers, stages, stage),
             recompute=config.training.recompute == "full",
-        )
+        ).to(topology.device)
         for stage in stage_indices(config.parallel, topology.pp_rank)
     ]
-    return nn.ModuleList(chunks).to(topology.device)
 
 
 def build_trainer(config: Config, topology: Topology, vocab_size: int) -> Trainer:
@@ -78,18 +81,18 @@ def build_trainer(config: Config, topology: Topology, vocab_size: int) -> Traine
     parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
     optimizer = build_optimizer(parameters, config.optimizer, topology.device)
     pipeline = _build_pipeline(config, topology, chunks, vocab_size)
-    engine = Engine(chunks, optimizer, topology, config.parallel, config.optimizer)
+    engine = Engine(nn.ModuleList(chunks), optimizer, topology, config.parallel, config.optimizer)
     return Trainer(chunks, spectral, pipeline, engine)
 
 
-def _build_pipeline(config: Config, topology: Topology, chunks: nn.ModuleList, vocab_size: int) -> Pipeline:
+def _build_pipeline(config: Config, topology: Topology, chunks: list[Decoder], vocab_size: int) -> Pipeline:
     training, tp = config.training, topology.tensor
     micro = training.micro_batch_size
     assert micro is not None, "configs.checks.resolve fills micro_batch_size"
     length = training.sequence_length
     rows = count_rows(vocab_size, config.model.vocab_multiple)
     return Pipeline(
-        list(chunks),
+        chunks,
         VocabParallelLoss(vocab_size, tp, training.label_smoothing),
         topology,
         config.parallel,

@@ -54,7 +54,14 @@ class Journal:
             self._recorder.close("failed")
 
     def step(
-        self, step: int, *, loss: float, grad_norm: float, lr: float, measured: Measurement | None, val_loss: float | None
+        self,
+        step: int,
+        *,
+        loss: float,
+        grad_norm: float,
+        lr: float,
+        measured: Measurement | None,
+        val_loss: float | None,
     ) -> None:
         """Record update `step` (from 1). tokens/s is of the time since the last call: the step with all it did."""
         now = time.perf_counter()

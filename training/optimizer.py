@@ -38,7 +38,7 @@ def apex_fused_adam() -> Any | None:
     The package called `apex` on PyPI is another one: NVIDIA's is told by its compiled `amp_C`.
     """
     try:
-        import amp_C  # noqa: F401
+        import amp_C  # type: ignore[import-not-found]  # noqa: F401
         from apex.optimizers import FusedAdam
     except ImportError:
         return None

@@ -1,5 +1,7 @@
 """Numbers that live on some ranks, carried to all."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -17,9 +19,9 @@ def mean_loss(loss: Tensor, pipeline: Pipeline, topology: Topology) -> float:
     return total.item() / topology.dp_size
 
 
-def count_parameters(modules: nn.Module, topology: Topology) -> int:
+def count_parameters(parameters: Iterable[nn.Parameter], topology: Topology) -> int:
     """Parameters of the whole model: shards added up, replicated ones counted once, data parallelism ignored."""
-    mine = sum(p.numel() for p in modules.parameters() if p.model_parallel)  # type: ignore[misc]
+    mine = sum(p.numel() for p in parameters if getattr(p, "model_parallel", False))
     total = torch.tensor([mine], device=topology.device)
     dist.all_reduce(total, group=topology.model_group)
     return int(total.item())

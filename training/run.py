@@ -41,7 +41,7 @@ def run(config: Config, topology: Topology) -> Summary:
     trainer = build_trainer(config, topology, samples.vocab_size)
     attention = AttentionMonitor(trainer.attention_layers(), topology)
     evaluator = Evaluator(config, topology, trainer.pipeline)
-    parameters = count_parameters(trainer.chunks, topology)
+    parameters = count_parameters(trainer.parameters(), topology)
     status: Status = "finished"
     val_loss = math.nan
 
@@ -53,7 +53,7 @@ def run(config: Config, topology: Topology) -> Summary:
 
             with trainer.engine.accumulate(), attention.measuring(measuring):  # gradients of W_hat pile up locally
                 loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
-                sum_partial_gradients(trainer.chunks.parameters(), topology.tensor)
+                sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
             grad_norm = trainer.engine.step(lr)  # clip, ZeRO, AdamW on the fp32 weights
             trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat

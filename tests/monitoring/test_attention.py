@@ -69,7 +69,10 @@ def test_entropy_and_logits_of_every_head(name: str) -> None:
     atol = 5e-3 if name == "bf16" else 1e-4
     torch.testing.assert_close(torch.from_numpy(ours.entropy_LA).double(), torch.stack(entropy), rtol=0, atol=atol)
     torch.testing.assert_close(
-        torch.from_numpy(ours.max_logit_LA).double(), torch.stack(largest), rtol=2e-2 if name == "bf16" else 1e-4, atol=1e-4
+        torch.from_numpy(ours.max_logit_LA).double(),
+        torch.stack(largest),
+        rtol=2e-2 if name == "bf16" else 1e-4,
+        atol=1e-4,
     )
     assert ours.matrices[:2] == ["layers.0.attention.output", "layers.0.attention.qkv.k"]
     assert ours.matrices[-1] == "head" and len(ours.matrices) == 4 * 6 + 1
@@ -82,7 +85,7 @@ def test_nothing_is_measured_outside_the_block() -> None:
 
     cfg = config(1)
     (chunk,) = build_chunks(cfg, single_topology(), VOCAB)
-    monitor = AttentionMonitor([(int(i), layer.attention) for i, layer in chunk.layers.items()], single_topology())
+    monitor = AttentionMonitor(chunk.attention_layers(), single_topology())
     with monitor.measuring(active=False):
         assert all(layer.attention.probe is None for layer in chunk.layers.values())
     with monitor.measuring():

@@ -75,7 +75,9 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.testing.assert_close(split.max_logit_BHT, whole.max_logit_BHT, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("length", "nats"), [(64, 3.2058), (128, 3.8782), (512, 5.2462), (2048, 6.6269), (4096, 7.3190)])
+@pytest.mark.parametrize(
+    ("length", "nats"), [(64, 3.2058), (128, 3.8782), (512, 5.2462), (2048, 6.6269), (4096, 7.3190)]
+)
 def test_causal_maximum(length: int, nats: float) -> None:
     assert abs(causal_maximum(length) - nats) < 5e-5
     if length <= 512:
@@ -84,7 +86,8 @@ def test_causal_maximum(length: int, nats: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spread", "keys", "nats"), [(2, 64, 4.0411), (5, 64, 1.8026), (10, 64, 0.029206), (20, 64, 2.35e-6), (10, 512, 0.24751)]
+    ("spread", "keys", "nats"),
+    [(2, 64, 4.0411), (5, 64, 1.8026), (10, 64, 0.029206), (20, 64, 2.35e-6), (10, 512, 0.24751)],
 )
 def test_lower_bound_values(spread: float, keys: int, nats: float) -> None:
     bound = entropy_lower_bound(torch.tensor(float(spread), dtype=torch.float64), torch.tensor(keys))

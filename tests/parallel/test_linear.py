@@ -126,7 +126,9 @@ def on_rank(kind: str, grouping: str, sequence_parallel: bool) -> dict[str, Tens
 @pytest.mark.parametrize("grouping", GROUPINGS)
 @pytest.mark.parametrize(("tp", "sequence_parallel"), [(1, False), (2, False), (4, False), (2, True), (4, True)])
 def test_column_parallel_equals_autograd(tp: int, sequence_parallel: bool, grouping: str) -> None:
-    ours = column(TensorParallel(), grouping) if tp == 1 else spawn(tp, on_rank, "column", grouping, sequence_parallel)[0]
+    ours = (
+        column(TensorParallel(), grouping) if tp == 1 else spawn(tp, on_rank, "column", grouping, sequence_parallel)[0]
+    )
     weights = [ours["W"]] if grouping == "together" else [ours["W"][:O], ours["W"][O:]]
     vectors = [(unit(w @ u0), u) for w, u, u0 in zip(weights, ours["u"], previous(weights, "column"), strict=True)]
     expected = reference(weights, vectors, [1.7, 0.6][: len(weights)])

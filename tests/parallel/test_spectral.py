@@ -51,7 +51,9 @@ def test_svd_start_is_exact(kind: str) -> None:
 
 
 def test_twenty_power_iterations_come_within_two_percent() -> None:
-    spectral = reparam(ColumnParallelLinear("layer", 512, {"a": 1024}, SPEC, std=0.02), start="power", start_iterations=20)
+    spectral = reparam(
+        ColumnParallelLinear("layer", 512, {"a": 1024}, SPEC, std=0.02), start="power", start_iterations=20
+    )
     (matrix,) = spectral.matrices
     ratio = matrix.sigma / torch.linalg.matrix_norm(matrix.layer.weight, 2)
     assert 0.97 < ratio <= 1.0 + 1e-6
@@ -171,7 +173,7 @@ def _count_collectives(cfg) -> Counter[str]:  # type: ignore[no-untyped-def]
         with counter:
             with trainer.engine.accumulate():
                 trainer.pipeline.train(*batches.step(step))
-                sum_partial_gradients(trainer.chunks.parameters(), topology.tensor)
+                sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()
             trainer.engine.step(1e-3)
             trainer.spectral.refresh()

@@ -105,7 +105,8 @@ def cancellation(name: str, trace: Trace, step: int) -> float:
 
     dL/dgamma = <dL/dW_hat, W> / sigma sums a whole matrix to a scalar up to 100 times smaller than the norms of its
     factors; fp32 rounds each term, so no order of summation gives the scalar to 1e-5 of itself. A tenth of the
-    factors' size still tells a gradient that misses a rank or a micro-batch (wrong by its whole value) from a right one.
+    factors' size still tells a gradient that misses a rank or a micro-batch (wrong by its whole value) from a right
+    one.
     """
     if not name.endswith(".gamma"):
         return 0.0
