@@ -85,7 +85,7 @@ def attention_over_steps(result: StudyResult, theme: Theme) -> Figure | None:
         _draw_ratio(upper, result, lr, theme, labels=last)
         _draw_logit(lower, result, lr, theme, labels=last)
         if logits:
-            lower.set_ylim(min(1.0, min(logits)), max(2 * LOGIT_ALARM, 3 * max(logits)))
+            lower.set_ylim(1, max(3 * LOGIT_ALARM, 3 * max(logits)))
         upper.set_xlabel("")
         lower.set_title("")
         if column == 0:
@@ -209,13 +209,15 @@ def _draw_ratio(axes: Axes, result: StudyResult, lr: float, theme: Theme, *, lab
             _mark_collapse(axes, trial, trial.entropy_ratio_S, colour, theme)
         if collapsed:
             last = max(collapsed, key=lambda trial: trial.collapse_step or 0)
+            late = (last.collapse_step or 0) > 0.6 * result.record.steps
             axes.annotate(
                 f"collapsed\nat {verdict.steps_of(collapsed)}",
                 (last.collapse_step, _at(last, last.entropy_ratio_S)),
-                xytext=(9, 9),
+                xytext=(-4, 22) if late else (9, 9),
                 textcoords="offset points",
                 color=colour,
                 fontsize=9,
+                ha="right" if late else "left",
                 va="bottom",
             )
     axes.set_ylim(0, 1.04)
@@ -237,15 +239,18 @@ def _draw_logit(axes: Axes, result: StudyResult, lr: float, theme: Theme, *, lab
     axes.axhline(LOGIT_ALARM, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"alarm: {LOGIT_ALARM:,.0f}",
-        (0, LOGIT_ALARM),
+        (1, LOGIT_ALARM),
         xycoords=("axes fraction", "data"),
-        xytext=(4, 3),
+        xytext=(-2, -3),
         textcoords="offset points",
         color=theme.muted,
         fontsize=8.5,
+        ha="right",
+        va="top",
     )
     _step_axis(axes, result)
-    axes.autoscale_view()
+    highest = [trial.worst_logit for _, trials in _lines(result, lr) for trial in trials]
+    axes.set_ylim(1, max([3 * LOGIT_ALARM, *(3 * logit for logit in highest if math.isfinite(logit))]))
     if labels:
         _label_ends(axes, result, lr, theme, lambda trial: trial.max_logit_S)
 

@@ -79,8 +79,8 @@ def sweep(
             if len(failures) < len(study.trials):
                 report.write(study.dir)
                 tracker.log(study.base.training.steps, study_metrics(analyse(study.dir)))
-    if failures:
-        raise LaunchError(_failed(study, failures))
+            if failures:
+                raise LaunchError(_failed(study, failures))  # inside: the study's MLflow run has failed too
     return study.dir
 
 
