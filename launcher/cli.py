@@ -174,19 +174,23 @@ def sweep(
     from comparison.sweep import sweep
 
     folder = sweep(study, overrides or [], jobs=jobs)
-    typer.echo(f"{folder}: study finished; next: steadytrain compare {folder}")
+    typer.echo(f"{folder}: study finished; its table and report: steadytrain compare {folder}")
 
 
 @app.command()
 def compare(
     folder: Annotated[Path, typer.Argument(help="Folder of a study.", metavar="DIR", show_default=False)],
 ) -> None:
-    """Write a study's report: report.html and its pictures.
+    """Print a study's table and write its report: report.html and its pictures.
 
     \b
     Example:
       steadytrain compare runs/demo
     """
-    from comparison.report import write
+    from rich.console import Console
 
-    typer.echo(f"report: {write(folder)}")
+    from comparison.report import table, write
+
+    report = write(folder)
+    Console(highlight=False).print(table(folder))
+    typer.echo(f"report: {report}")

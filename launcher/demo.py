@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from comparison.record import read_record
-from comparison.report import REPORT, table
+from comparison.report import REPORT
 from monitoring.recorder import read_summary, write_json
 from monitoring.tracker import default_uri, ui_command
 
@@ -51,7 +51,6 @@ def main() -> int:
             return code
     write_json(STUDY / "summary.json", summary())
     console.rule(f"[bold]Done in {time.monotonic() - started:.0f} s", align="left")
-    console.print(table(STUDY))
     console.print(f"Report:   {STUDY / REPORT}")
     console.print(f"Numbers:  {STUDY / 'summary.json'}")
     console.print(f"Tracking: {ui_command(default_uri(RUNS))}", soft_wrap=True)

@@ -1,7 +1,9 @@
 """`steadytrain train`: from a configuration to the processes that train it."""
 
 import os
+import signal
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +40,9 @@ def train(
     if world_size > 1:
         from launcher.local import launch
 
-        return launch(config_path, world_size, config_path.parent / LOGS, entry)
-    with _only_rank():
+        with _truthful_tracking(config):
+            return launch(config_path, world_size, config_path.parent / LOGS, entry)
+    with _only_rank(), _sigterm_exits():
         return Outcome.of(resolve_name(entry)(config), config.run_dir)
 
 
@@ -78,6 +81,35 @@ def _only_rank() -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Leave by SystemExit on SIGTERM, so that the run is recorded as failed on the way out."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _truthful_tracking(config: Config) -> Iterator[None]:
+    """Ranks that were killed could not end their MLflow run: it would stay RUNNING for ever."""
+    try:
+        yield
+    except BaseException:
+        from monitoring.tracker import mark_failed
+
+        mark_failed(config, config.run_dir)
+        raise
 
 
 def _check_devices(config: Config, world_size: int) -> None:

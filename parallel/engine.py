@@ -26,7 +26,7 @@ class Engine:
     ) -> None:
         self._topology = topology
         self._assert_equal_group_counts(optimizer)
-        self._engine, self._optimizer, _, _ = deepspeed().initialize(
+        self._engine, self._optimizer, _, _ = deepspeed(topology.device.type).initialize(
             model=modules,
             optimizer=optimizer,
             mpu=_ModelParallelUnit(topology),

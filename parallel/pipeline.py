@@ -50,6 +50,7 @@ class Pipeline:
         self,
         chunks: Sequence[nn.Module],
         loss: Loss,
+        evaluation_loss: Loss,
         topology: Topology,
         config: ParallelConfig,
         *,
@@ -58,9 +59,13 @@ class Pipeline:
         logits_shape: tuple[int, ...],
         dtype: torch.dtype,
     ) -> None:
-        """`hidden_shape`, `logits_shape`: of one micro-batch, on this rank, between stages and after the last."""
+        """`loss` and `evaluation_loss` give the mean of one micro-batch from (logits, targets).
+
+        `hidden_shape`, `logits_shape`: of one micro-batch, on this rank, between stages and after the last.
+        """
         self.chunks = chunks
         self.loss = loss
+        self.evaluation_loss = evaluation_loss
         self.topology = topology
         self.micro_batches = micro_batches
         self.holds_loss = True
@@ -121,7 +126,7 @@ class Pipeline:
             for stage, chunk in zip(self._stages, self.chunks, strict=True):
                 x = chunk(x if stage == 0 else self._receive(stage, x))
                 if stage == self._last_stage:
-                    total += self._scaled_loss(x, targets)
+                    total += self.evaluation_loss(x, targets) / self.micro_batches
                 else:
                     self._send(stage, x)
         return total

@@ -14,9 +14,9 @@ def megatron_parallel_state() -> ModuleType:
     return parallel_state
 
 
-def deepspeed() -> ModuleType:
-    """DeepSpeed, with its information log off and without the CPU op it would compile at start-up (19 s of g++)."""
-    os.environ.setdefault("DS_ACCELERATOR", _accelerator())
+def deepspeed(device_type: str) -> ModuleType:
+    """DeepSpeed for `cpu` or `cuda`, its log of information off, without the CPU op it would compile first (19 s)."""
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     with warnings.catch_warnings():
@@ -27,9 +27,3 @@ def deepspeed() -> ModuleType:
     # On CPU, DeepSpeed builds a shared-memory collective for inference at init; training does not use it.
     ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return package
-
-
-def _accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,7 @@
 """What every test can rely on: one thread per process, and no variables of a launcher or tracker around it."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -28,3 +29,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def stdlib_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first two megabytes of the standard library's source in bytes, prepared once."""
+    from data.prepare import prepare
+
+    out = tmp_path_factory.mktemp("data") / "stdlib-bytes"
+    prepare(["stdlib"], out, tokenizer="byte", max_bytes=2_000_000, workers=1, progress=False)
+    return out

@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["torch", "torch.distributed.pipelining", "parallel.engine", "parallel.topology", "megatron.core"]
+PRELOADED = ["tests.preload"]
 
 
 class RankFailed(AssertionError):

@@ -94,6 +94,7 @@ def _build_pipeline(config: Config, topology: Topology, chunks: list[Decoder], v
     return Pipeline(
         chunks,
         VocabParallelLoss(vocab_size, tp, training.label_smoothing),
+        VocabParallelLoss(vocab_size, tp),
         topology,
         config.parallel,
         micro_batches=training.global_batch_size // (topology.dp_size * micro),

@@ -39,7 +39,7 @@ class Journal:
         self._recorder = Recorder(config.run_dir, Tracker.open(config, config.run_dir)) if enabled else None
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
-        self._started = self._lap = time.perf_counter()
+        self._started = time.perf_counter()
         self._last: dict[str, float] = {}
         self._initial_loss = math.nan
         self._steps = 0
@@ -60,12 +60,12 @@ class Journal:
         loss: float,
         grad_norm: float,
         lr: float,
+        seconds: float,
         measured: Measurement | None,
         val_loss: float | None,
     ) -> None:
-        """Record update `step` (from 1). tokens/s is of the time since the last call: the step with all it did."""
-        now = time.perf_counter()
-        tokens_per_s, self._lap = self._tokens_per_step / (now - self._lap), now
+        """Record update `step` (from 1), which took `seconds` without evaluation and bookkeeping."""
+        tokens_per_s = self._tokens_per_step / seconds
         self._steps = step
         self._initial_loss = loss if step == 1 else self._initial_loss
         extra = {} if val_loss is None else {"val_loss": val_loss}

@@ -1,6 +1,7 @@
 """The training loop: one page, every step of the protocol visible."""
 
 import math
+import time
 
 from configs.schema import Config
 from data.samples import Samples
@@ -47,6 +48,7 @@ def run(config: Config, topology: Topology) -> Summary:
 
     with Journal(config, parameters, enabled=topology.is_logging_rank) as journal:
         for step in range(steps):
+            started = time.perf_counter()
             measuring = _is_due(step, steps, config.monitoring.interval, first=True)
             lr = learning_rate(step, config.optimizer.lr, steps, config.schedule)
             tokens_BT, targets_BT = batches.step(step)  # a function of (seed, step): no other state
@@ -58,6 +60,7 @@ def run(config: Config, topology: Topology) -> Summary:
             grad_norm = trainer.engine.step(lr)  # clip, ZeRO, AdamW on the fp32 weights
             trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
             loss = mean_loss(loss_here, trainer.pipeline, topology)  # the same number on every rank
+            seconds = time.perf_counter() - started
 
             measured = measure(attention, trainer.spectral, topology, training.sequence_length) if measuring else None
             alive = math.isfinite(loss) and math.isfinite(grad_norm)
@@ -69,6 +72,7 @@ def run(config: Config, topology: Topology) -> Summary:
                 loss=loss,
                 grad_norm=grad_norm,
                 lr=lr,
+                seconds=seconds,
                 measured=measured,
                 val_loss=val_loss if evaluating else None,
             )

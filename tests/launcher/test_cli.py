@@ -175,5 +175,6 @@ def test_sweep_and_compare_pass_their_arguments_on(monkeypatch):
     monkeypatch.setattr("comparison.report.write", lambda folder: folder / "report.html")
     result = run("sweep", "s.yaml", "--jobs", "2", "training.steps=5")
     assert calls == [(Path("s.yaml"), ["training.steps=5"], 2)]
-    assert result.output == "runs/demo: study finished; next: steadytrain compare runs/demo\n"
-    assert run("compare", "runs/demo").output == "report: runs/demo/report.html\n"
+    assert result.output == "runs/demo: study finished; its table and report: steadytrain compare runs/demo\n"
+    monkeypatch.setattr("comparison.report.table", lambda folder: f"table of {folder}")
+    assert run("compare", "runs/demo").output == "table of runs/demo\nreport: runs/demo/report.html\n"
