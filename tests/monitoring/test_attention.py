@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from configs.schema import Config
+from model.attention import AttentionProbe
 from monitoring.attention import AttentionMonitor
 from monitoring.measure import Measurement, measure
 from parallel import topology as topologies
@@ -91,3 +93,36 @@ def test_nothing_is_measured_outside_the_block() -> None:
     with monitor.measuring():
         assert all(layer.attention.probe is not None for layer in chunk.layers.values())
     assert all(layer.attention.probe is None for layer in chunk.layers.values())
+
+
+def test_a_bf16_run_reports_the_entropy_of_its_own_queries_and_keys() -> None:
+    """No precision is lost on top of the activations': 1e-4 nats against the full matrix in float64."""
+    cfg = config(1, model=MODEL, training={"precision": "bf16"})
+    ((ours, theirs),) = spawn(1, measured_and_exact, cfg)
+    torch.testing.assert_close(torch.from_numpy(ours.entropy_LA).double(), theirs, rtol=0, atol=1e-4)
+
+
+def measured_and_exact(cfg: Config) -> tuple[Measurement | None, Tensor]:
+    """What the monitor says of one step, and the float64 entropies (layers, heads) of the q and k it was shown."""
+    topology = topologies.start(cfg.parallel, "cpu")
+    trainer = build_trainer(cfg, topology, VOCAB)
+    monitor = AttentionMonitor(trainer.attention_layers(), topology)
+    exact: dict[int, Tensor] = {}
+    with trainer.engine.accumulate(), monitor.measuring():
+        for index, attention in trainer.attention_layers():
+            attention.probe = both(attention.probe, exact, index)
+        trainer.pipeline.train(*Batches(RandomSamples(16), cfg.training.global_batch_size, topology).step(0))
+        trainer.spectral.pull_back()
+    return measure(monitor, trainer.spectral, topology, 16), torch.stack([exact[i] for i in sorted(exact)])
+
+
+def both(probe: AttentionProbe | None, exact: dict[int, Tensor], index: int) -> AttentionProbe:
+    """The monitor's probe, and the full matrix beside it."""
+    assert probe is not None
+
+    def see(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
+        assert q_BHTK.dtype == torch.bfloat16
+        exact[index] = full_matrix(q_BHTK.detach(), k_BGTK.detach(), scale)[0].mean((0, 2))
+        probe(q_BHTK, k_BGTK, scale)
+
+    return see
