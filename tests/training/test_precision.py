@@ -8,7 +8,7 @@ from tests.layouts import config, dense_batches, dense_decoder, train_layout
 from tests.reference import train_dense
 from tests.training.test_dense_reference import cancellation
 
-# One rounding to bf16's 8 bits is 2^-9 = 2e-3; a gradient has gone through a few dozen independent ones: 2e-2 of its norm
+# One rounding to bf16's 8 bits is 2^-9 = 2e-3; a gradient has gone through a few dozen: 2e-2 of its norm
 # was seen at most. A loss averages 128 tokens and a norm sums thousands of entries: 2e-4 and 2e-3 were seen.
 LOSS, NORM, GRADIENT = 1e-3, 5e-3, 3e-2
 LAYOUTS = {
