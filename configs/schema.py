@@ -152,7 +152,7 @@ class TrainingConfig(Section):
     eval_samples: int = Field(64, ge=1)
     """Validation sequences per evaluation, rounded up to whole global batches."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to train; `auto` takes CUDA when the machine has it."""
+    """Where to train; `auto` takes CUDA when the machine has a device for each process."""
 
 
 class OptimizerConfig(Section):

@@ -116,7 +116,13 @@ def _device(name: str) -> torch.device:
         raise ConfigError("training.device = cuda: this machine has no CUDA device (auto or cpu)")
     if name == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local_rank >= count:
+        raise ConfigError(
+            f"training.device = {name}: local rank {local_rank} needs a CUDA device of its own and sees {count} "
+            "(numbered from 0); start fewer processes on this machine, show each of them all devices, or use cpu"
+        )
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 
