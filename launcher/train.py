@@ -2,7 +2,7 @@
 
 import os
 import signal
-import socket
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ def train(
     parallel = loaded.config.parallel
     world_size = nproc or parallel.tp * parallel.pp * (parallel.dp or 1)
     config = loaded.resolve(world_size)
-    _check_devices(config, world_size)
+    config = _choose_device(config, world_size)
     config_path = claim(config, overwrite=overwrite)
     if world_size > 1:
         from launcher.local import launch
@@ -58,7 +58,8 @@ def _train_as_rank(
             claim(config, overwrite=overwrite)
         os.environ.update(RANK=str(rank.rank), LOCAL_RANK=str(rank.local_rank), WORLD_SIZE=str(rank.world_size))
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        summary = resolve_name(entry)(config)
+        with _sigterm_exits():  # torchrun and Slurm end the ranks so
+            summary = resolve_name(entry)(config)
     except SteadytrainError as error:
         if rank.rank == 0:
             raise
@@ -70,7 +71,7 @@ def _train_as_rank(
 def _only_rank() -> Iterator[None]:
     """The variables torch.distributed reads, for a run of one process; they leave no trace."""
     names = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    names["MASTER_PORT"] = str(_free_port())
+    names["MASTER_PORT"] = "0"  # any free one, chosen when the store binds it: a sweep starts many runs at once
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try:
@@ -112,23 +113,26 @@ def _truthful_tracking(config: Config) -> Iterator[None]:
         raise
 
 
-def _check_devices(config: Config, world_size: int) -> None:
-    """Raises ConfigError if CUDA is asked for and this machine has too few devices."""
-    if config.training.device != "cuda":
-        return
+def _choose_device(config: Config, world_size: int) -> Config:
+    """`auto` stays with the CPU, and says so, where the machine has CUDA but not a device for each process.
+
+    Raises ConfigError if CUDA is asked for and this machine has too few devices.
+    """
+    device = config.training.device
+    if device == "cpu" or (device == "auto" and world_size == 1):
+        return config
     import torch
 
     count = torch.cuda.device_count()
+    if count >= world_size or (device == "auto" and count == 0):
+        return config
+    if device == "auto":
+        devices = f"{count} CUDA device{'' if count == 1 else 's'}"
+        print(f"training.device = auto: {devices} for {world_size} processes: training on the CPU", file=sys.stderr)  # noqa: T201
+        return config.model_copy(update={"training": config.training.model_copy(update={"device": "cpu"})})
     if count == 0:
         raise ConfigError("training.device = cuda: this machine has no CUDA device that torch can use; use auto or cpu")
-    if count < world_size:
-        raise ConfigError(
-            f"training.device = cuda: {world_size} processes need a device each; this machine has {count}; "
-            "lower parallel.tp, pp or dp, or use cpu"
-        )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    raise ConfigError(
+        f"training.device = cuda: {world_size} processes need a device each; this machine has {count}; "
+        "lower parallel.tp, pp or dp, or use cpu"
+    )

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from configs.errors import ConfigError
+from configs.load import load
 from launcher.outcome import Outcome
 from launcher.train import train
 
@@ -42,6 +43,21 @@ def test_missing_devices_are_one_line(path, monkeypatch, count, overrides, messa
     with pytest.raises(ConfigError) as caught:
         train(path, ["training.device=cuda", *overrides], entry=FINISH)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("count", "device", "said"),
+    [
+        (0, "auto", ""),
+        (1, "cpu", "training.device = auto: 1 CUDA device for 2 processes: training on the CPU\n"),
+        (2, "auto", ""),
+    ],
+)
+def test_auto_takes_cuda_only_with_a_device_for_each_process(path, monkeypatch, capsys, count, device, said):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: count)
+    monkeypatch.setattr("launcher.local.launch", lambda config_path, *_: load(config_path).training.device)
+    assert train(path, ["parallel.tp=2"], entry=FINISH) == device
+    assert capsys.readouterr().err == said
 
 
 def test_nproc_is_refused_under_torchrun(path, monkeypatch):
