@@ -33,6 +33,7 @@ from comparison.style import lr_text
 from configs.errors import ConfigError, LaunchError
 from configs.load import dump, load
 from configs.schema import Config
+from data.workers import available_cores
 from monitoring.recorder import SUMMARY, last_metrics, read_summary, write_json
 from monitoring.tracker import NoTracker, Tracker, default_uri, mark_failed
 
@@ -70,7 +71,7 @@ def sweep(
     with _alone(study), _sigterm_interrupts():
         finished = [trial for trial in study.trials if _is_finished(study, trial)]
         pending = [trial for trial in study.trials if trial not in finished]
-        at_once = jobs or max(1, (os.cpu_count() or 1) // _processes(study))
+        at_once = jobs or max(1, available_cores() // _processes(study))
         _announce(console, study, len(finished), at_once)
         with _study_run(study) as tracker:
             pending = _prepare(study, pending, tracker)
