@@ -94,7 +94,8 @@ class Decoder(nn.Module):
             x = self.positions(x)
         for layer in self.layers.values():
             if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, use_reentrant=False, context_fn=recompute_context)
+                # Nothing in a layer is random: no generator's state to copy from the device and back.
+                x = checkpoint(layer, x, use_reentrant=False, context_fn=recompute_context, preserve_rng_state=False)
             else:
                 x = layer(x)
         if self.final_norm is not None:

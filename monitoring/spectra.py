@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from monitoring.attention import gather_objects
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
@@ -18,7 +21,9 @@ class Spectra:
 
 def collect_spectra(spectral: SpectralReparam, topology: Topology) -> Spectra | None:
     """Spectra of the whole model on the logging rank; None elsewhere, and without reparametrisation. Collective."""
-    mine = [(m.name, m.sigma.item(), m.gamma.item()) for m in spectral.matrices]
+    names = [matrix.name for matrix in spectral.matrices]
+    sigma, gamma = (_numbers([getattr(matrix, name) for matrix in spectral.matrices]) for name in ("sigma", "gamma"))
+    mine = list(zip(names, sigma, gamma, strict=True))
     parts = gather_objects(mine, topology)
     if parts is None:
         return None
@@ -28,6 +33,11 @@ def collect_spectra(spectral: SpectralReparam, topology: Topology) -> Spectra | 
         return None
     ordered = sorted(rows.values(), key=lambda row: _model_order(row[0]))
     return Spectra(*(list(column) for column in zip(*ordered, strict=True)))
+
+
+def _numbers(scalars: list[Tensor]) -> list[float]:
+    """Scalars on the host: one copy for all of them."""
+    return torch.stack(scalars).tolist() if scalars else []
 
 
 def _model_order(name: str) -> tuple[int, str]:

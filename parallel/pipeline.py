@@ -68,7 +68,6 @@ class Pipeline:
         self.evaluation_loss = evaluation_loss
         self.topology = topology
         self.micro_batches = micro_batches
-        self.holds_loss = True
         self._hidden_shape, self._dtype = hidden_shape, dtype
         self._stages = stage_indices(config, topology.pp_rank)
         self._last_stage = config.pp * config.chunks - 1
