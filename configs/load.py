@@ -1,6 +1,5 @@
 """From YAML files and `key.sub=value` overrides to a checked `Config`; every mistake is one line."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,15 +107,13 @@ def _assign(draft: Draft, parts: list[str], value: Any) -> Iterator[Problem]:
 
 
 def _mistyped(values: dict[str, Any]) -> Iterator[Problem]:
-    """What pydantic would let pass: `true` as a number, infinite numbers."""
+    """What pydantic would let pass: `true` as a number."""
     for key, value in _scalars(values):
         info = describe.find(key)
         if info is None:
             continue
-        is_number_for_bool = isinstance(value, bool) and bool not in describe.kinds(info)
-        is_infinite = isinstance(value, float) and not math.isfinite(value)
-        if is_number_for_bool or is_infinite:
-            yield Problem(key, describe.allowed(info) + (" and finite" if is_infinite else ""), value)
+        if isinstance(value, bool) and bool not in describe.kinds(info):
+            yield Problem(key, describe.allowed(info), value)
 
 
 def _translate(error: ValidationError, values: dict[str, Any]) -> Iterator[Problem]:
@@ -139,6 +136,8 @@ def _problem(detail: ErrorDetails, values: dict[str, Any]) -> Problem:
         return Problem(key, describe.NAME_RULE, value)
     if detail["type"] == "too_short":
         return Problem(key, "must have at least one entry, for example [{path: runs/data/stdlib-bytes}]", value)
+    if detail["type"] == "finite_number":
+        return Problem(key, f"{describe.allowed(info)} and finite", value)
     return Problem(key, describe.allowed(info) + describe.near_choice(value, info), value)
 
 

@@ -79,7 +79,7 @@ def prepare(
 
     \b
     Examples:
-      steadytrain prepare stdlib --out runs/data/stdlib-bytes
+      steadytrain prepare stdlib --max-bytes 4000000 --out runs/data/stdlib-bytes
       steadytrain prepare books/ 'web/*.jsonl.zst' --tokenizer bpe --vocab-size 32000 --out data/books
       steadytrain prepare --check data/books
     """
@@ -169,7 +169,7 @@ def sweep(
     \b
     Examples:
       steadytrain sweep configs/studies/demo.yaml --jobs 2
-      steadytrain sweep configs/studies/demo.yaml training.steps=20
+      steadytrain sweep configs/studies/demo.yaml run.dir=runs/short training.steps=20
     """
     from comparison.sweep import sweep
 

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -144,7 +145,10 @@ def default_uri(runs_dir: Path) -> str:
 
 def ui_command(uri: str) -> str:
     """What to type to look at a store; of a server, its address."""
-    return uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+    if uri.startswith("http"):
+        return uri
+    mlflow = Path(sys.executable).with_name("mlflow")  # this environment's, on the PATH or not
+    return f"{shlex.quote(str(mlflow))} ui --backend-store-uri {shlex.quote(uri)}"
 
 
 def mark_failed(config: Config, run_dir: Path) -> None:

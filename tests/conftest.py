@@ -1,11 +1,14 @@
 """What every test can rely on: one thread per process, and no variables of a launcher or tracker around it."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: the processes we interrupt inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "MLFLOW_TRACKING_URI")
 

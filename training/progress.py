@@ -23,10 +23,10 @@ class TrainingProgress:
         if self._enabled and self._console.is_terminal:
             self._live = Progress(
                 TextColumn("[bold]{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=12),  # the rest then fits 80 columns
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[status]}"),
-                TimeRemainingColumn(),
+                TimeRemainingColumn(compact=True),
                 console=self._console,
             )
             self._live.start()
@@ -41,7 +41,7 @@ class TrainingProgress:
         """After update `step` (from 1)."""
         if not self._enabled:
             return
-        entropy = "" if entropy_ratio is None else f"  entropy {entropy_ratio:.0%} of max"
+        entropy = "" if entropy_ratio is None else f"  entropy {entropy_ratio:.0%}"
         status = f"loss {loss:.3f}{entropy}  {tokens_per_s:,.0f} tok/s"
         if self._live is not None:
             self._live.update(self._task, completed=step, status=status)

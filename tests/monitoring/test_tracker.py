@@ -1,6 +1,7 @@
 """MLflow: what arrives, what a failing store does (nothing to training), and how runs end."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -156,7 +157,9 @@ def test_where_runs_go(tmp_path: Path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
     assert tracking_uri(config) == "http://127.0.0.1:5000"
     assert tracking_uri(config_in(tmp_path, uri="sqlite:///x.db")) == "sqlite:///x.db"
-    assert ui_command("sqlite:///x.db") == "mlflow ui --backend-store-uri sqlite:///x.db"
+    program, *rest = shlex.split(ui_command("sqlite:///a folder/x.db"))
+    assert Path(program).parent == Path(sys.executable).parent and os.access(program, os.X_OK)
+    assert [Path(program).name, *rest] == ["mlflow", "ui", "--backend-store-uri", "sqlite:///a folder/x.db"]
 
 
 def test_none_writes_nothing(tmp_path: Path):
