@@ -78,6 +78,7 @@ def sweep(
             with Display(console, len(study.trials), len(finished)) as display:
                 failures = _run(study, pending, min(at_once, len(pending)), command, display)
             if len(failures) < len(study.trials):
+                console.print("drawing the report")
                 report.write(study.dir)
                 tracker.log(study.base.training.steps, study_metrics(analyse(study.dir)))
             if failures:

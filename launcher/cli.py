@@ -79,7 +79,7 @@ def prepare(
 
     \b
     Examples:
-      steadytrain prepare stdlib --max-bytes 4000000 --out runs/data/stdlib-bytes
+      steadytrain prepare stdlib --out runs/data/stdlib-bytes
       steadytrain prepare books/ 'web/*.jsonl.zst' --tokenizer bpe --vocab-size 32000 --out data/books
       steadytrain prepare --check data/books
     """

@@ -24,7 +24,7 @@ TP = PP = 2
 
 STEPS = {
     "Bytes of the standard library's source": [
-        "prepare", "stdlib", "--out", "runs/data/stdlib-bytes", "--max-bytes", "4000000",
+        "prepare", "stdlib", "--out", "runs/data/demo-bytes", "--max-bytes", "4000000",
     ],
     "The same source in 4,096 SentencePiece pieces": [
         "prepare", "stdlib", "--tokenizer", "bpe", "--vocab-size", "4096", "--out", "runs/data/stdlib-bpe",
@@ -44,7 +44,7 @@ def main() -> int:
     started = time.monotonic()
     for number, (title, arguments) in enumerate(STEPS.items(), 1):
         console.rule(f"[bold]{number}/{len(STEPS)}  {title}", align="left")
-        console.print(f"[dim]$ steadytrain {' '.join(arguments)}")
+        console.print(f"[dim]$ {command_name()} {' '.join(arguments)}", soft_wrap=True)
         code = subprocess.run([sys.executable, "-m", "launcher", *arguments], check=False).returncode
         if code != 0:
             console.print(f"[red]steadytrain {arguments[0]} ended with exit code {code}")
@@ -55,6 +55,12 @@ def main() -> int:
     console.print(f"Numbers:  {STUDY / 'summary.json'}")
     console.print(f"Tracking: {ui_command(default_uri(RUNS))}", soft_wrap=True)
     return 0
+
+
+def command_name() -> str:
+    """What to type for `steadytrain` here: the command of this environment, as seen from the working directory."""
+    command = Path(sys.executable).with_name("steadytrain")
+    return str(command.relative_to(Path.cwd())) if command.is_relative_to(Path.cwd()) else str(command)
 
 
 def summary() -> dict[str, Any]:
