@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
 
 from comparison.study import Study
 from configs.errors import DataError
@@ -86,5 +85,5 @@ def read_record(study_dir: Path) -> StudyRecord:
         raise DataError(f"{study_dir}: holds no {STUDY_FILE}; give the folder of a study that was swept")
     try:
         return StudyRecord.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValidationError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         raise DataError(f"{path}: is not a study record ({' '.join(str(error).split())[:200]})") from None

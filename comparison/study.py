@@ -32,6 +32,12 @@ ALLOWED = {
     "seeds": "must be a list of different whole numbers >= 0",
 }
 
+SET_BY_STUDY = {
+    "optimizer.lr": "a study takes it from learning_rates",
+    "training.seed": "a study takes it from seeds",
+    "run.name": "a study names its trials",
+}
+
 
 class StudyFile(Section):
     """What a study's YAML file may say; paths are relative to the file."""
@@ -100,8 +106,12 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """
     draft = read(path)
     file = _parse(draft.path, draft.values)
+    _refuse_shared_folders(draft.path, file.learning_rates)
     recipes = {name: _recipe(path, name, recipe) for name, recipe in file.recipes.items()}
     shared = Layer(f"{draft.path}: overrides", dict(flatten(file.overrides)))
+    given = Layer(COMMAND_LINE, {text.partition("=")[0]: None for text in overrides})
+    for layer in (shared, *recipes.values(), given):
+        _refuse_what_the_study_sets(layer)
     base_path = path.parent / file.base
     base = _load(base_path, [shared], overrides)
     study_dir = base.run.dir / file.name
@@ -141,6 +151,23 @@ def flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _refuse_what_the_study_sets(layer: Layer) -> None:
+    for key in layer.values:
+        if key in SET_BY_STUDY:
+            raise ConfigError(f"{layer.origin}: {key}: must not be set here; {SET_BY_STUDY[key]}")
+
+
+def _refuse_shared_folders(origin: str, learning_rates: Sequence[float]) -> None:
+    names = [format_lr(lr) for lr in learning_rates]
+    shared = {name: lr for name, lr in zip(names, learning_rates, strict=True) if names.count(name) > 1}
+    if shared:
+        name, lr = next(iter(shared.items()))
+        raise ConfigError(
+            f"{origin}: learning_rates: {lr!r} and another are both lr-{name}, the name of their folder; "
+            "they must differ in the first 7 digits"
+        )
 
 
 def _recipe(path: Path, name: str, recipe: Path | dict[str, Any]) -> Layer:

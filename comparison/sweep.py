@@ -67,7 +67,10 @@ def sweep(
     """
     console = console or Console()
     study = load_study(path, overrides)
-    study.dir.mkdir(parents=True, exist_ok=True)
+    try:
+        study.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.dir = {study.base.run.dir}: cannot write {study.dir}: {error.strerror}") from None
     with _alone(study), _sigterm_interrupts():
         finished = [trial for trial in study.trials if _is_finished(study, trial)]
         pending = [trial for trial in study.trials if trial not in finished]

@@ -112,6 +112,10 @@ def parse_yaml(text: str, origin: str) -> Any:
         raise ConfigError(f"{place}: not valid YAML: {' '.join(str(error.problem).split())}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{origin}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ValueError as error:  # a number of more than 4,300 digits, an impossible date under !!timestamp
+        raise ConfigError(f"{origin}: cannot be read: {' '.join(str(error).split())[:80]}") from None
+    except RecursionError:
+        raise ConfigError(f"{origin}: is nested too deeply, or contains itself (an alias inside its anchor)") from None
 
 
 def _read_into(draft: Draft, path: Path, above: tuple[Path, ...]) -> None:

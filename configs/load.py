@@ -48,7 +48,8 @@ def load_with_origins(path: str | Path, overrides: Sequence[str] = ()) -> Loaded
     try:
         config = Config.model_validate(draft.values)
     except ValidationError as error:
-        problems += _translate(error, draft.values)
+        reported = {problem.key for problem in problems}
+        problems += [problem for problem in _translate(error, draft.values) if problem.key not in reported]
         raise _error(problems, draft) from None
     problems += checks.check(config) if not problems else []
     if problems:

@@ -101,7 +101,11 @@ def _expand(given: str) -> list[tuple[Path, str]]:
         found = [(path, name) for path, name in _walk(root, STDLIB_SKIPPED) if name.endswith(".py")]
         # Top-level modules first: the leading megabytes are then code and prose, not `encodings`' tables of characters.
         return sorted(found, key=lambda pair: ("/" in pair[1], pair[1]))
+    if not given:
+        raise DataError("input: must not be empty; the working folder is called .")
     path = Path(given)
+    if path.exists() and not (path.is_dir() or path.is_file()):
+        raise DataError(f"{given}: a pipe or a device: write it to a file first, a corpus is read more than once")
     if path.is_dir():
         found = _walk(path)
     elif path.exists():

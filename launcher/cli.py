@@ -93,19 +93,21 @@ def prepare(
     if out is None:
         raise ConfigError("command line: --out: must be set, for example --out runs/data/stdlib-bytes")
     from data.prepare import prepare
+    from launcher.train import sigterm_exits
 
-    dataset = prepare(
-        inputs,
-        out,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        validation_fraction=validation_fraction,
-        max_bytes=max_bytes,
-        workers=workers,
-        text_field=text_field,
-        seed=seed,
-        force=force,
-    )
+    with sigterm_exits():
+        dataset = prepare(
+            inputs,
+            out,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            validation_fraction=validation_fraction,
+            max_bytes=max_bytes,
+            workers=workers,
+            text_field=text_field,
+            seed=seed,
+            force=force,
+        )
     typer.echo(
         f"{out}: {dataset.train_tokens:,} training tokens in {dataset.train_documents:,} documents, "
         f"{dataset.validation_tokens:,} validation tokens in {dataset.validation_documents:,}, "

@@ -39,6 +39,13 @@ class RankLogs(LogsSpecs):
         return str(self.folder)
 
 
+class AgentLog(logging.FileHandler):
+    """A full disk is told once, by the rank that needs the space, and not for every message of the agent."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def launch(config_path: Path, world_size: int, logs: Path, entry: str) -> Outcome:
     """Run `entry` in `world_size` processes with the configuration at `config_path`; wait for all of them.
 
@@ -130,4 +137,4 @@ def _log_agent_to(path: Path) -> None:
     """The agent's own messages go to a file: what the user needs is in our one line."""
     logger = logging.getLogger("torch.distributed")
     logger.propagate = False
-    logger.handlers = [logging.FileHandler(path, mode="w", delay=True)]
+    logger.handlers = [AgentLog(path, mode="w")]

@@ -2,7 +2,11 @@
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from configs.errors import ConfigError
 from configs.load import dump
@@ -12,6 +16,29 @@ CONFIG = "config.yaml"
 LOGS = "logs"
 BEFORE_A_RUN = {CONFIG, LOGS}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
+
+
+@contextmanager
+def alone(config: Config) -> Iterator[None]:
+    """Hold the run folder's place for the whole run, by a lock beside it that the system drops with the process.
+
+    Raises ConfigError if another process runs there, or the lock cannot be written.
+    """
+    folder = config.run_dir
+    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(
+            f"{folder}: a run is under way in it; wait for it or end it, or choose another run.name"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run.dir = {config.run.dir}: cannot write {folder}: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def claim(config: Config, *, overwrite: bool) -> Path:

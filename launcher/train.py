@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -14,7 +14,7 @@ from configs.load import load_with_origins
 from configs.schema import Config
 from launcher.environment import Rank, started_rank
 from launcher.outcome import Outcome
-from launcher.run_folder import LOGS, claim
+from launcher.run_folder import LOGS, alone, claim
 
 TRAIN = "training.run:train"
 """What every rank calls with the resolved configuration."""
@@ -36,14 +36,15 @@ def train(
     world_size = nproc or parallel.tp * parallel.pp * (parallel.dp or 1)
     config = loaded.resolve(world_size)
     config = _choose_device(config, world_size)
-    config_path = claim(config, overwrite=overwrite)
-    if world_size > 1:
-        from launcher.local import launch
+    with alone(config):
+        config_path = claim(config, overwrite=overwrite)
+        if world_size > 1:
+            from launcher.local import launch
 
-        with _truthful_tracking(config):
-            return launch(config_path, world_size, config_path.parent / LOGS, entry)
-    with _only_rank(), _sigterm_exits():
-        return Outcome.of(resolve_name(entry)(config), config.run_dir)
+            with _truthful_tracking(config):
+                return launch(config_path, world_size, config_path.parent / LOGS, entry)
+        with _only_rank(), sigterm_exits():
+            return Outcome.of(resolve_name(entry)(config), config.run_dir)
 
 
 def _train_as_rank(
@@ -54,11 +55,11 @@ def _train_as_rank(
         if nproc is not None:
             raise ConfigError(f"command line: --nproc = {nproc}: must not be set under {rank.launcher}")
         config = load_with_origins(path, overrides).resolve(rank.world_size)
-        if rank.rank == 0:
-            claim(config, overwrite=overwrite)
         os.environ.update(RANK=str(rank.rank), LOCAL_RANK=str(rank.local_rank), WORLD_SIZE=str(rank.world_size))
         os.environ.setdefault("OMP_NUM_THREADS", "1")
-        with _sigterm_exits():  # torchrun and Slurm end the ranks so
+        with sigterm_exits(), alone(config) if rank.rank == 0 else nullcontext():  # torchrun and Slurm end ranks so
+            if rank.rank == 0:
+                claim(config, overwrite=overwrite)
             summary = resolve_name(entry)(config)
     except SteadytrainError as error:
         if rank.rank == 0:
@@ -85,8 +86,8 @@ def _only_rank() -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """Leave by SystemExit on SIGTERM, so that the run is recorded as failed on the way out."""
+def sigterm_exits() -> Iterator[None]:
+    """Leave by SystemExit on SIGTERM, so that what is under way is recorded as failed, or removed, on the way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

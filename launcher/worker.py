@@ -28,12 +28,21 @@ def main(config_path: Path, logs: Path, entry: str) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except SteadytrainError as error:
-        Failure.of(error, rank, is_user_error=True).write(logs, error)
+        _record(error, rank, logs, is_user_error=True)
         return USER_ERROR
     except Exception as error:  # noqa: BLE001 (the boundary of the process: recorded, and the exit code says so)
-        Failure.of(error, rank, is_user_error=False).write(logs, error)
+        _record(error, rank, logs, is_user_error=False)
         return CRASHED
     return FINISHED
+
+
+def _record(error: BaseException, rank: int, logs: Path, *, is_user_error: bool) -> None:
+    """Leave the failure for the launcher; where that cannot be written (full disk, folder gone), say it on stderr."""
+    failure = Failure.of(error, rank, is_user_error=is_user_error)
+    try:
+        failure.write(logs, error)
+    except OSError:
+        print(failure.message, file=sys.stderr)  # noqa: T201
 
 
 def end_with_parent() -> None:

@@ -23,6 +23,8 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from configs.errors import DataError
+
 METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
 NON_FINITE = ("nan", "inf", "-inf")
 
@@ -129,7 +131,7 @@ def last_metrics(run_dir: Path) -> Record | None:
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - 8192))
         lines = file.read().split(b"\n")[:-1]
-    return _decode(json.loads(lines[-1])) if lines else None
+    return _parse(lines[-1], path) if lines else None
 
 
 def read_events(run_dir: Path) -> list[Record]:
@@ -151,14 +153,22 @@ def read_signals(run_dir: Path, name: str) -> tuple[NDArray[np.int64], NDArray[A
 def read_summary(run_dir: Path) -> Record | None:
     """summary.json, or None while the run has not ended."""
     path = run_dir / SUMMARY
-    return _decode(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+    return _parse(path.read_bytes(), path) if path.exists() else None
 
 
 def _read_lines(path: Path) -> Iterator[Record]:
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n")[:-1]:  # what follows the last newline is empty or torn
-        yield _decode(json.loads(line))
+        yield _parse(line, path)
+
+
+def _parse(text: bytes, path: Path) -> Any:
+    """One JSON value of a run's file. Raises: DataError if it is not what a run writes."""
+    try:
+        return _decode(json.loads(text))
+    except ValueError:
+        raise DataError(f"{path}: damaged: a line is not JSON; delete {path.parent} and run it again") from None
 
 
 def _cut_torn_line(path: Path) -> None:

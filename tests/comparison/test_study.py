@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from comparison.record import read_record
 from comparison.study import format_lr, load_study
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from tests.comparison.conftest import STUDY
 
 
@@ -39,6 +40,12 @@ def test_command_line_overrides_come_after_the_recipe_and_move_the_study(study_f
     assert {trial.config.model.reparam.kind for trial in study.trials} == {"none"}
 
 
+@pytest.mark.parametrize("key", ["optimizer.lr", "training.seed", "run.name"])
+def test_what_a_study_sets_itself_is_refused_elsewhere(study_file, key):
+    with pytest.raises(ConfigError, match=rf"^command line: {key}: must not be set here; a study "):
+        load_study(study_file, [f"{key}=1"])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -55,6 +62,11 @@ def test_command_line_overrides_come_after_the_recipe_and_move_the_study(study_f
         (("kind: sigma", "kinds: sigma"), "model.reparam.kinds: no such key; did you mean model.reparam.kind?"),
         (("3.0e-2]", "3.0e-2]\noverrides: {model: {heads: 5}}"), "study.yaml: overrides: model.heads = 5"),
         (("[1.0e-3", "{1.0e-3"), "study.yaml:"),
+        (("3.0e-2", "1.00000001e-3"), "study.yaml: learning_rates: 0.00100000001 and another are both lr-1e-03"),
+        (
+            ("3.0e-2]", "3.0e-2]\noverrides: {optimizer: {lr: 5}}"),
+            "study.yaml: overrides: optimizer.lr: must not be set here; a study takes it from learning_rates",
+        ),
     ],
     ids=lambda value: value[1].strip() if isinstance(value, tuple) else None,
 )
@@ -74,3 +86,9 @@ def test_a_wrong_recipe_file_is_named(study_file):
 
 def test_learning_rates_as_folder_names():
     assert [format_lr(lr) for lr in (3e-2, 1.5e-3, 1.0, 12.0)] == ["3e-02", "1.5e-03", "1e+00", "1.2e+01"]
+
+
+def test_a_record_that_is_not_text_is_named(tmp_path):
+    (tmp_path / "study.yaml").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"study.yaml: is not a study record"):
+        read_record(tmp_path)

@@ -152,3 +152,9 @@ def test_trials_are_children_of_the_study_in_mlflow(study_file):
     assert parent.data.metrics["collapsed_trials/pre-ln"] == 1
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     assert {"report.html", "study.yaml", "collapse-and-cure.png"} <= artifacts
+
+
+def test_a_runs_folder_that_cannot_be_made(study_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"^run.dir = .*file: cannot write "):
+        sweep(study_file, [f"run.dir={tmp_path / 'file'}"])

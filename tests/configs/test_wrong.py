@@ -200,6 +200,9 @@ WRONG_FILES = {
     "number as a key": (CONFIG + "7: x\n", "c.yaml: 7: no such key; a configuration has run, data, "),
     "missing base": ("extends: modle.yaml\n", "c.yaml: extends = modle.yaml: no such file; did you mean model.yaml?"),
     "itself": ("extends: c.yaml\n", "c.yaml: extends = c.yaml: a file cannot extend itself (c.yaml -> c.yaml)"),
+    "alias of itself": ("a: &a [*a]\n", "c.yaml: is nested too deeply, or contains itself"),
+    "deep": ("a: " + "[" * 2000, "c.yaml: is nested too deeply, or contains itself"),
+    "endless number": (f"training: {{steps: {'1' * 5000}}}\n", "c.yaml: cannot be read: Exceeds the limit"),
     "extends a number": ("extends: 3\n", "c.yaml: extends = 3: must be a file name or a list of file names"),
 }
 

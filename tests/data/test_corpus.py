@@ -1,5 +1,6 @@
 import gzip
 import json
+import os
 import sysconfig
 from pathlib import Path
 
@@ -143,6 +144,13 @@ def test_inputs_that_name_nothing(tmp_path: Path) -> None:
     assert "no such file or folder" in refused(tmp_path / "missing.txt")
     assert "no such file or folder" in refused(tmp_path / "*.txt")
     assert "holds no files" in refused(tmp_path / "empty")
+    with pytest.raises(DataError, match=r"^input: must not be empty"):
+        find([""])
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(tmp_path / "pipe").startswith(f"{tmp_path / 'pipe'}: a pipe or a device")
 
 
 def test_a_file_named_twice(tmp_path: Path) -> None:

@@ -198,6 +198,7 @@ def test_a_failure_while_replacing_keeps_the_old_dataset(
 ENDLESS = """
 import data.recipe
 from data.prepare import prepare
+from launcher.train import sigterm_exits
 
 read = data.recipe.documents
 
@@ -207,7 +208,8 @@ def endless(*args, **settings):
         print("a round is read", flush=True)
 
 data.recipe.documents = endless
-prepare([{corpus!r}], {out!r}, workers=2)
+with sigterm_exits():  # as the command does
+    prepare([{corpus!r}], {out!r}, workers=2)
 """
 
 
@@ -238,9 +240,10 @@ def test_killed_in_the_middle(endless: subprocess.Popen, large_corpus: Path, tmp
     assert sorted(os.listdir(tmp_path)) == [".out.lock", "out"]
 
 
-def test_ctrl_c_in_the_middle(endless: subprocess.Popen, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_ended_in_the_middle(endless: subprocess.Popen, tmp_path: Path, number: signal.Signals) -> None:
     children = psutil.Process(endless.pid).children(recursive=True)
-    endless.send_signal(signal.SIGINT)
+    endless.send_signal(number)
     assert endless.wait(timeout=30) != 0
     assert psutil.wait_procs(children, timeout=30)[1] == []
     assert sorted(os.listdir(tmp_path)) == [".out.lock"]

@@ -1,6 +1,7 @@
 """Small stand-ins for `training.run.train`, called in real processes."""
 
 import os
+import shutil
 import signal
 import sys
 import time
@@ -86,3 +87,12 @@ def exit_without_a_word(config: Config) -> Summary:
         os._exit(7)
     wait_for_the_end()
     raise AssertionError
+
+
+def lose_the_folder(config: Config) -> Summary:
+    """The run folder is deleted under a running training."""
+    if rank() == 0:
+        shutil.rmtree(config.run_dir)
+        (config.run_dir / "metrics.jsonl").write_text("")
+    wait_for_the_end()
+    return Summary()

@@ -188,3 +188,12 @@ def test_torchrun_may_start_the_ranks(start):
     assert code == 0, stderr
     assert stdout.count("runs/run: finished") == 1
     assert sorted(path.name for path in Path("runs/run").glob("note-*")) == ["note-0", "note-1"]
+
+
+def test_a_run_folder_deleted_under_the_run_is_no_traceback(start):
+    code, _, stderr = start("lose_the_folder", "parallel.tp=2").wait()
+    assert code == 1
+    assert stderr.splitlines() == [
+        "FileNotFoundError: [Errno 2] No such file or directory: 'runs/run/metrics.jsonl'",
+        "rank 0 exited with code 1; all ranks were ended; its output is above",
+    ]

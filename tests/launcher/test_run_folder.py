@@ -5,7 +5,7 @@ import pytest
 from configs.errors import ConfigError
 from configs.load import load
 from configs.schema import Config
-from launcher.run_folder import claim
+from launcher.run_folder import alone, claim
 
 
 @pytest.fixture
@@ -58,3 +58,17 @@ def test_runs_inside_are_not_deleted(config):
 def test_a_folder_that_cannot_be_made_is_one_line(config, tmp_path):
     (tmp_path / "runs").write_text("a file")
     assert refusal(config) == "run.dir = runs: cannot write runs/a: Not a directory"
+
+
+def test_two_runs_at_once_do_not_share_a_folder(config):
+    under_way = pytest.raises(ConfigError, match=r"^runs/a: a run is under way in it; wait for it or end it, or choose")
+    with alone(config), under_way, alone(config):
+        pass
+    with alone(config):  # free again
+        claim(config, overwrite=False)
+
+
+def test_a_lock_that_cannot_be_written(config):
+    (config.run_dir.parent).write_text("a file where the runs folder should be")
+    with pytest.raises(ConfigError, match=r"^run.dir = runs: cannot write runs/a: "), alone(config):
+        pass

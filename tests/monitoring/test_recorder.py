@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs.errors import DataError
 from monitoring.recorder import (
     Recorder,
     append_event,
@@ -135,3 +136,12 @@ def test_summary_says_that_the_run_ended(tmp_path: Path):
     assert (summary["status"], summary["steps"]) == ("diverged", 7)
     assert math.isnan(summary["val_loss"])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "summary.json"]
+
+
+@pytest.mark.parametrize(
+    ("name", "read"), [("summary.json", read_summary), ("metrics.jsonl", read_metrics), ("events.jsonl", read_events)]
+)
+def test_a_damaged_file_is_named(tmp_path, name, read):
+    (tmp_path / name).write_bytes(b'{"x\xff\n')
+    with pytest.raises(DataError, match=rf"{name}: damaged: a line is not JSON; delete "):
+        read(tmp_path)
