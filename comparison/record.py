@@ -1,12 +1,12 @@
 """What a study folder says about itself: `study.yaml`, written by the sweep and read by analysis and report."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from comparison.study import Study
+from configs.atomic import write_atomically
 from configs.errors import DataError
 from configs.schema import Section
 
@@ -73,9 +73,7 @@ def trial_config(study: Study, run_name: str) -> Path:
 
 def write_record(record: StudyRecord, study_dir: Path) -> None:
     """Write study.yaml, all or nothing."""
-    scratch = study_dir / f".{STUDY_FILE}.{os.getpid()}.tmp"
-    scratch.write_text(yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
-    os.replace(scratch, study_dir / STUDY_FILE)
+    write_atomically(study_dir / STUDY_FILE, yaml.safe_dump(record.model_dump(mode="json"), sort_keys=False))
 
 
 def read_record(study_dir: Path) -> StudyRecord:

@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-import os
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +27,7 @@ from comparison.analysis import (
     analyse,
 )
 from comparison.style import DARK, LIGHT, Theme, lr_text
+from configs.atomic import write_atomically
 from configs.errors import DataError
 
 REPORT = "report.html"
@@ -90,9 +90,7 @@ def write(study_dir: Path) -> Path:
         },
     )
     path = study_dir / REPORT
-    scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    scratch.write_text(page, encoding="utf-8")
-    os.replace(scratch, path)
+    write_atomically(path, page)
     return path
 
 

@@ -6,7 +6,7 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from launcher.run_folder import write_atomically
+from configs.atomic import write_atomically
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher.run_folder import write_atomically
+from configs.atomic import write_atomically
 
 OUTCOME = "outcome.json"
 

@@ -1,6 +1,5 @@
 """The run folder before a run: refuse to mix two runs, write the resolved configuration."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from configs.atomic import write_atomically
 from configs.errors import ConfigError
 from configs.load import dump
 from configs.schema import Config
@@ -57,16 +57,6 @@ def claim(config: Config, *, overwrite: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"run.dir = {config.run.dir}: cannot write {folder}: {error.strerror}") from None
     return path
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, path)
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:

@@ -8,11 +8,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
-from configs.errors import ConfigError, SteadytrainError
+from configs.errors import ConfigError, LaunchError, SteadytrainError
 from configs.load import load_with_origins
 from configs.schema import Config
 from launcher.environment import Rank, started_rank
+from launcher.failure import Failure, traceback_path
 from launcher.outcome import Outcome
 from launcher.run_folder import LOGS, alone, claim
 
@@ -44,7 +46,22 @@ def train(
             with _truthful_tracking(config):
                 return launch(config_path, world_size, config_path.parent / LOGS, entry)
         with _only_rank(), sigterm_exits():
-            return Outcome.of(resolve_name(entry)(config), config.run_dir)
+            return Outcome.of(_train_alone(config, config_path.parent / LOGS, entry), config.run_dir)
+
+
+def _train_alone(config: Config, logs: Path, entry: str) -> Any:
+    """The only rank of a run: a crash is told as that of a run of many, one line and a file with the traceback."""
+    try:
+        return resolve_name(entry)(config)
+    except SteadytrainError:
+        raise
+    except Exception as error:
+        failure, where = Failure.of(error, rank=0, is_user_error=False), f"; traceback in {traceback_path(logs, 0)}"
+        try:
+            failure.write(logs, error)
+        except OSError:
+            where = " (its traceback could not be written)"
+        raise LaunchError(f"training failed: {failure.message}{where}") from None
 
 
 def _train_as_rank(

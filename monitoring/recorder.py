@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from configs.atomic import write_atomically
 from configs.errors import DataError
 
 METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
@@ -109,9 +110,7 @@ def append_event(run_dir: Path, step: int, kind: str, reason: str, **details: An
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object by renaming a finished file into place: readers see the old one or the new one."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    scratch.write_text(json.dumps(_encode(value), indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(scratch, path)
+    write_atomically(path, json.dumps(_encode(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_metrics(run_dir: Path) -> list[Record]:

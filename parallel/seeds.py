@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def seed_for(seed: int, *role: str | int) -> int:
-    """A 63-bit seed for a role such as ("init", "layers.3.attention.qkv.q"), stable across machines and versions."""
+    """A 63-bit seed for a role such as ("init", "layers.3.attention.qkv.q"), stable across machines and versions.
+
+    Nothing random happens inside a step so far; what will (dropout, sampled monitors) adds the step to its role.
+    """
     text = "/".join(str(part) for part in (seed, *role))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 

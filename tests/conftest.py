@@ -21,19 +21,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """GPU tests skip themselves where there is no CUDA device."""
-    if not any(item.get_closest_marker("gpu") for item in items):
-        return
-    import torch
-
-    if torch.cuda.is_available():
-        return
-    for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-
-
 @pytest.fixture(scope="session")
 def stdlib_bytes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first two megabytes of the standard library's source in bytes, prepared once."""

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, LaunchError
 from configs.load import load
 from launcher.outcome import Outcome
 from launcher.train import train
@@ -72,3 +72,13 @@ def test_another_rank_says_which_it_is(path, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"^rank 1: command line: model.layerz: no such key"):
         train(path, ["model.layerz=1"], entry=FINISH)
+
+
+def test_a_crash_of_one_process_is_one_line_and_a_traceback_in_a_file(path):
+    with pytest.raises(LaunchError, match=r"^training failed: ZeroDivisionError: .*; traceback in .*rank-0.traceback$"):
+        train(path, [], entry="tests.launcher.test_train:crash")
+    assert "in crash" in (path.parent / "runs" / "run" / "logs" / "rank-0.traceback").read_text()
+
+
+def crash(config):
+    return 1 / 0

@@ -22,6 +22,7 @@ LAYOUTS = {
     "recompute, 4 micro-batches": (1, {}, {"recompute": "full", "micro_batch_size": 2}),
     "bf16": (1, {}, {"precision": "bf16"}),
     "tp2": (2, {"tp": 2}, {}),
+    "tp2, 600 tokens": (2, {"tp": 2}, {"sequence_length": 600}),
     "tp2, sequence parallel": (2, {"tp": 2, "sequence_parallel": True}, {}),
     "dp2": (2, {}, {}),
     "pp2 zbv": (2, {"pp": 2, "schedule": "zbv"}, {}),
@@ -43,11 +44,12 @@ def measured(cfg) -> Measurement | None:  # type: ignore[no-untyped-def]
     topology = topologies.start(cfg.parallel, "cpu")
     trainer = build_trainer(cfg, topology, VOCAB)
     monitor = AttentionMonitor(trainer.attention_layers(), topology)
-    batches = Batches(RandomSamples(16), cfg.training.global_batch_size, topology)
+    length = cfg.training.sequence_length
+    batches = Batches(RandomSamples(length), cfg.training.global_batch_size, topology)
     with trainer.engine.accumulate(), monitor.measuring():
         trainer.pipeline.train(*batches.step(0))
         trainer.spectral.pull_back()
-    return measure(monitor, trainer.spectral, topology, 16)
+    return measure(monitor, trainer.spectral, topology, length)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -58,7 +60,8 @@ def test_entropy_and_logits_of_every_head(name: str) -> None:
     assert all(result is None for result in results[1:])
     ours = results[0]
 
-    dense = dense_decoder(config(1, model=MODEL))
+    length = {"sequence_length": cfg.training.sequence_length}
+    dense = dense_decoder(config(1, model=MODEL, training=length))
     probed = ProbedDecoder(dense.config, dense.vocab_size, dense.parameters)
     with torch.no_grad():
         probed.logits(dense_batches(dense.config, 1)[0][0])
