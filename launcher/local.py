@@ -57,7 +57,7 @@ def launch(config_path: Path, world_size: int, logs: Path, entry: str) -> Outcom
     _clear(logs)
     _log_agent_to(logs / "launcher.log")
     command = ("-m", "launcher.worker", str(config_path.resolve()), str(logs.resolve()), entry)
-    print(f"starting {world_size} processes", file=sys.stderr, flush=True)  # noqa: T201 (some seconds of silence follow)
+    print(f"starting {world_size} processes", flush=True)  # noqa: T201 (some seconds of silence follow)
     try:
         elastic_launch(_launch_config(world_size, logs), sys.executable)(*command)
     except ChildFailedError as error:

@@ -55,7 +55,7 @@ def _train_alone(config: Config, logs: Path, entry: str) -> Any:
         return resolve_name(entry)(config)
     except SteadytrainError:
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the boundary of the process: recorded, and told in one line)
         failure, where = Failure.of(error, rank=0, is_user_error=False), f"; traceback in {traceback_path(logs, 0)}"
         try:
             failure.write(logs, error)

@@ -35,7 +35,7 @@ def test_a_sweep_runs_every_trial_and_writes_the_report(study_file):
     assert load(folder / "configs/pre-ln/lr-3e-02/seed-0.yaml") == study.trials[2].config
     lines = console.file.getvalue().splitlines()
     assert lines[0].startswith("Study demo: 4 trials (2 recipes x 2 learning rates x 1 seed), ")
-    assert [line.split()[0] for line in lines[1:]] == ["1/4", "2/4", "3/4", "4/4"]
+    assert [line.split()[0] for line in lines[1:]] == ["1/4", "2/4", "3/4", "4/4", "drawing"]
 
 
 def test_a_second_sweep_runs_only_what_is_left(study_file):

@@ -86,7 +86,10 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 def test_each_rank_knows_who_it_is(start):
     code, stdout, stderr = start("finish", "parallel.tp=2").wait()
-    assert (code, stdout) == (0, "output of rank 0\nruns/run: finished, validation loss 2.5000\n"), stderr
+    assert (code, stdout) == (
+        0,
+        "starting 2 processes\noutput of rank 0\nruns/run: finished, validation loss 2.5000\n",
+    ), stderr
     assert stderr == "progress of rank 0\n"
     for rank in (0, 1):
         values = dict(line.split("=") for line in Path(f"runs/run/note-{rank}").read_text().splitlines()[1:])
@@ -118,7 +121,7 @@ def test_one_process_needs_no_launcher(start):
 
 def test_a_diverged_run_has_its_exit_code(start):
     code, stdout, stderr = start("diverge", "parallel.tp=2").wait()
-    assert (code, stdout, stderr) == (3, "runs/run: diverged\n", "")
+    assert (code, stdout, stderr) == (3, "starting 2 processes\nruns/run: diverged\n", "")
 
 
 def test_the_rank_that_failed_is_named_and_the_others_are_ended(start):
@@ -141,7 +144,7 @@ def test_the_cause_is_told_and_not_its_cascade(start):
 
 def test_a_user_s_mistake_found_by_every_rank_is_told_once(start):
     code, stdout, stderr = start("user_error_on_every_rank", "parallel.tp=2").wait()
-    assert (code, stdout) == (2, "")
+    assert (code, stdout) == (2, "starting 2 processes\n")
     assert stderr == "runs/data/none: no such dataset; make it with steadytrain prepare\n"
 
 
