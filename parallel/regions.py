@@ -26,6 +26,7 @@ def enter(x: Tensor, tp: TensorParallel) -> Tensor:
         return _GatherSequence.apply(x, tp.group)
     from megatron.core.tensor_parallel import mappings
 
+    # Its backward has the trap that `leave` avoids (see there); dX of a linear layer is always contiguous.
     return mappings.copy_to_tensor_model_parallel_region(x, group=tp.group)
 
 
