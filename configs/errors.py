@@ -13,5 +13,9 @@ class DataError(SteadytrainError):
     """A corpus, tokenizer or prepared dataset that is missing, damaged or of the wrong kind."""
 
 
+class CheckpointError(SteadytrainError):
+    """A checkpoint that is damaged, incomplete, or of another model or run."""
+
+
 class LaunchError(SteadytrainError):
     """Processes could not be started, or one of them failed."""

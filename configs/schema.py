@@ -187,6 +187,17 @@ class MonitoringConfig(Section):
     """Steps between measurements of attention entropy, logits and spectra; 0: never."""
 
 
+class CheckpointConfig(Section):
+    interval: int = Field(0, ge=0)
+    """Steps between checkpoints; the last step is saved too. 0: no checkpoints."""
+    keep: int = Field(3, ge=1)
+    """Newest checkpoints kept."""
+    keep_every: int = Field(0, ge=0)
+    """Also keep checkpoints whose step is a multiple of this; 0: none besides the newest and the best."""
+    asynchronous: bool = True
+    """Write beside training: a step waits only for the copy of the state, not for the disk."""
+
+
 class TrackingConfig(Section):
     kind: Literal["mlflow", "none"] = "mlflow"
     """Where metrics go besides the run folder."""
@@ -209,6 +220,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
 
     @property

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from parallel.linear import LinearSpec, replicate_parameter, shard_parameter
 from parallel.regions import leave
 from parallel.seeds import seed_for, truncated_normal
+from parallel.sharding import Sharding
 
 
 class VocabParallelEmbedding(nn.Module):
@@ -27,7 +28,7 @@ class VocabParallelEmbedding(nn.Module):
         full_VD[live_rows:] = 0
         share = spec.tp.share(rows)
         self.first_row = share.start
-        self.weight = shard_parameter(nn.Parameter(full_VD[share].clone()))
+        self.weight = shard_parameter(nn.Parameter(full_VD[share].clone()), Sharding(0))
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
         if self.tp.size == 1:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from configs.schema import OptimizerConfig, ParallelConfig
 from parallel.quiet import deepspeed
@@ -47,6 +47,8 @@ class Engine:
             },
         )
 
+        self._make_moments()
+
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         """Gradients of any number of backward passes pile up in `parameter.grad`; leaving averages them over dp.
@@ -71,6 +73,43 @@ class Engine:
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         return float(norm)
+
+    MOMENTS = ("exp_avg", "exp_avg_sq")
+
+    def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """Adam's moments of a parameter, whole on this tensor-parallel rank (shaped like it). Collective over dp."""
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        return {key: safe_get_full_optimizer_state(parameter, key) for key in self.MOMENTS}
+
+    def count_updates(self, updates: int) -> None:
+        """Go on as after `updates` optimizer steps: Adam's bias correction depends on their number."""
+        for group in self._optimizer.optimizer.param_groups:
+            if "step" in group:  # apex's FusedAdam counts per group
+                group["step"] = updates
+            for flat in group["params"]:
+                state = self._optimizer.optimizer.state[flat]
+                if "step" in state:
+                    state["step"].fill_(updates)
+
+    def _make_moments(self) -> None:
+        """Make Adam's state now: left to the first step, DeepSpeed would link the first group's parameters only."""
+        for group in self._optimizer.optimizer.param_groups:
+            for flat in group["params"]:
+                state = self._optimizer.optimizer.state[flat]
+                state |= {key: torch.zeros_like(flat) for key in self.MOMENTS}
+                if isinstance(self._optimizer.optimizer, torch.optim.AdamW):
+                    state["step"] = torch.zeros((), device=flat.device if group["fused"] else "cpu")
+        # Private: links each parameter to its fragment of the flat state; `test_state.py` names it.
+        self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def load(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
+        """Take a parameter's value, just written into it, and its moments (whole on every dp rank); no collective."""
+        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
+
+        safe_set_full_fp32_param(parameter, parameter.detach())
+        for key, value in moments.items():
+            safe_set_full_optimizer_state(parameter, value, key)
 
     def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
         """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""

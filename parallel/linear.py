@@ -7,7 +7,7 @@ Between two optimizer steps a reparametrised layer is an ordinary linear layer: 
 Shapes: I in-features, O out-features, O_r and I_r this rank's share of them, K matrices packed in one weight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from parallel.regions import enter, leave
 from parallel.seeds import seed_for, truncated_normal
+from parallel.sharding import Sharding
 from parallel.topology import TensorParallel
 
 
@@ -66,7 +67,7 @@ class ShardedLinear(nn.Module):
         self.rows = rows
         self.tp = spec.tp
         self.reparametrised = spec.reparametrised
-        self.weight = shard_parameter(nn.Parameter(weight))
+        self.weight = shard_parameter(nn.Parameter(weight), Sharding(self.split_dim, self._blocks()))
         self.gamma: nn.Parameter | None = None
         if spec.reparametrised:
             kept, shared = (weight.shape[1], weight.shape[0]) if self.split_dim == 0 else weight.shape
@@ -76,6 +77,17 @@ class ShardedLinear(nn.Module):
             self.register_buffer("sigma", weight.new_ones(len(rows)))
         needs_copy = spec.reparametrised or spec.compute_dtype != weight.dtype
         self.register_buffer("effective", weight.to(spec.compute_dtype).clone() if needs_copy else None, False)
+
+    def _blocks(self) -> tuple[tuple[str, int], ...]:
+        """The projections stacked along the dimension that ranks share."""
+        return ()
+
+    def spectral_state(self) -> Iterator[tuple[str, Tensor, Sharding]]:
+        """(name, tensor, sharding) of u, v and sigma: what a resumed run needs besides the parameters."""
+        if self.reparametrised:
+            yield "replicated", self.replicated, Sharding()
+            yield "split", self.split, Sharding(0, self._blocks())
+            yield "sigma", self.sigma, Sharding()
 
     def effective_weight(self) -> Tensor:
         """W_hat for this forward pass, differentiable with respect to `weight` (straight through)."""
@@ -118,9 +130,15 @@ class ColumnParallelLinear(ShardedLinear):
                 full_OI[live_rows:] = 0
             parts[block] = full_OI[spec.tp.share(out_features)]
         rows = {"".join(matrix): sum(parts[block].shape[0] for block in matrix) for matrix in matrices}
-        super().__init__(torch.cat(list(parts.values())), rows, spec)
         self.blocks = {block: part.shape[0] for block, part in parts.items()}
-        self.bias = shard_parameter(nn.Parameter(self.weight.new_zeros(self.weight.shape[0]))) if spec.bias else None
+        super().__init__(torch.cat(list(parts.values())), rows, spec)
+        self.bias = None
+        if spec.bias:
+            bias = nn.Parameter(self.weight.new_zeros(self.weight.shape[0]))
+            self.bias = shard_parameter(bias, Sharding(0, self._blocks()))
+
+    def _blocks(self) -> tuple[tuple[str, int], ...]:
+        return tuple(self.blocks.items())
 
     def forward(self, x_BTI: Tensor) -> Tensor:
         x_BTI = enter(x_BTI, self.tp)
@@ -152,9 +170,10 @@ class RowParallelLinear(ShardedLinear):
         return y_BTO if self.bias is None else y_BTO + self.bias.to(y_BTO.dtype)
 
 
-def shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
+def shard_parameter(parameter: nn.Parameter, sharding: Sharding) -> nn.Parameter:
     """Mark a parameter of which each tensor-parallel rank holds its own part."""
     parameter.model_parallel = True  # type: ignore[attr-defined]  # DeepSpeed's name: count this rank's norm
+    parameter.sharding = sharding  # type: ignore[attr-defined]
     return parameter
 
 
@@ -163,6 +182,7 @@ def replicate_parameter(parameter: nn.Parameter, tp: TensorParallel, *, partial:
 
     `partial`: each rank sees only some of the tokens or heads it acts on, so its gradient is one term of a sum.
     """
+    parameter.sharding = Sharding()  # type: ignore[attr-defined]
     parameter.model_parallel = tp.rank == 0  # type: ignore[attr-defined]  # the global norm counts it once
     parameter.tp_partial = partial and tp.size > 1  # type: ignore[attr-defined]
     return parameter

@@ -119,6 +119,11 @@ class SpectralReparam:
             self._iterate()
         self._write_effective()
 
+    @torch.no_grad()
+    def restore(self) -> None:
+        """After W, gamma, u, v and sigma were loaded: write W_hat as the step that saved them did."""
+        self._write_effective()
+
     def _iterate(self) -> None:
         """One sharded power iteration for every matrix.
 
