@@ -134,8 +134,14 @@ def train(
         typer.Option(help="Processes on this machine; default: parallel.tp x pp x dp.", min=1, show_default=False),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run of the same name first.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse a run of the same name instead of continuing it.")
+    ] = False,
 ) -> None:
     """Train one model; starts the processes it needs unless torchrun or srun has started them.
+
+    A run of the same name goes on from its newest good checkpoint (checkpoint.interval sets when they are saved), on
+    the same layout or another; --fresh refuses that, --overwrite deletes the run and starts anew.
 
     \b
     Examples:
@@ -149,7 +155,7 @@ def train(
     """
     from launcher.train import train as launch
 
-    outcome = launch(config, overrides or [], nproc=nproc, overwrite=overwrite)
+    outcome = launch(config, overrides or [], nproc=nproc, overwrite=overwrite, fresh=fresh)
     if outcome is None:
         return  # rank 0 reports
     typer.echo(outcome.line())

@@ -1,19 +1,20 @@
-"""The run folder before a run: refuse to mix two runs, write the resolved configuration."""
+"""The run folder before a run: refuse to mix two runs, continue one from its checkpoints, write the configuration."""
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from configs.atomic import write_atomically
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.load import dump
 from configs.schema import Config
 
 CONFIG = "config.yaml"
 LOGS = "logs"
+CHECKPOINTS = "checkpoints"
 BEFORE_A_RUN = {CONFIG, LOGS}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
 
@@ -41,15 +42,29 @@ def alone(config: Config) -> Iterator[None]:
         lock.release()
 
 
-def claim(config: Config, *, overwrite: bool) -> Path:
+def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
     """Make the run folder and write the resolved configuration into it; returns the configuration's path.
 
-    Raises ConfigError if the folder holds a run and `overwrite` is not set, or cannot be written.
+    A run that has checkpoints is continued: its folder stays as it is. `fresh` refuses that, `overwrite` deletes the
+    run instead.
+
+    Raises:
+        ConfigError: the folder holds a run that cannot be continued or must not be deleted, or cannot be written.
+        CheckpointError, DataError: the run's checkpoints are of another model, seed, batch or data.
     """
+    if overwrite and fresh:
+        raise ConfigError("command line: --fresh, --overwrite: only one of them; --overwrite deletes the earlier run")
     folder = config.run_dir
     try:
-        entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
-        if entries - BEFORE_A_RUN:
+        checkpoints = _checkpoints(folder)
+        if checkpoints and fresh:
+            raise ConfigError(
+                f"{folder}: holds checkpoints up to {checkpoints[0].name}; without --fresh the run is continued, "
+                "with --overwrite deleted; or choose another run.name"
+            )
+        if checkpoints and not overwrite:
+            _require_same_training(checkpoints, config)
+        elif folder.exists() and {entry.name for entry in folder.iterdir()} - BEFORE_A_RUN:
             _clear(folder, overwrite=overwrite)
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
         path = folder / CONFIG
@@ -57,6 +72,33 @@ def claim(config: Config, *, overwrite: bool) -> Path:
     except OSError as error:
         raise ConfigError(f"run.dir = {config.run.dir}: cannot write {folder}: {error.strerror}") from None
     return path
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """The run's checkpoints, newest first."""
+    from training.checkpoint import store
+
+    return store.steps(folder / CHECKPOINTS)
+
+
+def _require_same_training(checkpoints: list[Path], config: Config) -> None:
+    """Before config.yaml is replaced and processes start: does `config` continue what the checkpoints hold?
+
+    One that cannot be read is passed over here; which one is whole, training finds out and says.
+    """
+    from data.samples import Samples
+    from training.checkpoint import store
+    from training.checkpoint.resume import require_compatible
+
+    training = config.training
+    fingerprint = Samples(config.data.sources, "train", training.sequence_length, training.seed).fingerprint
+    for checkpoint in checkpoints:
+        with suppress(CheckpointError):
+            manifest = store.read_manifest(checkpoint)
+            break
+    else:
+        return
+    require_compatible(checkpoint, manifest, config, fingerprint)
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:
@@ -67,5 +109,8 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
     if not (folder / CONFIG).is_file():
         raise ConfigError(f"{folder}: holds files that are no run (there is no {CONFIG}); choose another run.name")
     if not overwrite:
-        raise ConfigError(f"{folder}: holds a run already; choose another run.name, or delete it with --overwrite")
+        raise ConfigError(
+            f"{folder}: holds a run already, without a checkpoint to continue it from (checkpoint.interval sets when "
+            "they are saved); choose another run.name, or delete it with --overwrite"
+        )
     shutil.rmtree(folder)

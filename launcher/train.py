@@ -23,23 +23,31 @@ TRAIN = "training.run:train"
 
 
 def train(
-    path: Path, overrides: Sequence[str], *, nproc: int | None = None, overwrite: bool = False, entry: str = TRAIN
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    nproc: int | None = None,
+    overwrite: bool = False,
+    fresh: bool = False,
+    entry: str = TRAIN,
 ) -> Outcome | None:
     """Train one configuration here: in this process, or in as many as it needs.
+
+    A run of the same name that has checkpoints is continued, unless `fresh` refuses it or `overwrite` deletes it.
 
     Returns how it ended; None in a rank other than 0 that torchrun or srun started.
     Raises ConfigError for the user's mistakes, LaunchError when a process failed.
     """
     rank = started_rank()
     if rank is not None:
-        return _train_as_rank(path, overrides, rank, nproc=nproc, overwrite=overwrite, entry=entry)
+        return _train_as_rank(path, overrides, rank, nproc=nproc, overwrite=overwrite, fresh=fresh, entry=entry)
     loaded = load_with_origins(path, overrides)
     parallel = loaded.config.parallel
     world_size = nproc or parallel.tp * parallel.pp * (parallel.dp or 1)
     config = loaded.resolve(world_size)
     config = _choose_device(config, world_size)
     with alone(config):
-        config_path = claim(config, overwrite=overwrite)
+        config_path = claim(config, overwrite=overwrite, fresh=fresh)
         if world_size > 1:
             from launcher.local import launch
 
@@ -65,7 +73,7 @@ def _train_alone(config: Config, logs: Path, entry: str) -> Any:
 
 
 def _train_as_rank(
-    path: Path, overrides: Sequence[str], rank: Rank, *, nproc: int | None, overwrite: bool, entry: str
+    path: Path, overrides: Sequence[str], rank: Rank, *, nproc: int | None, overwrite: bool, fresh: bool, entry: str
 ) -> Outcome | None:
     """This process is one rank of a run that somebody else launched; rank 0 owns the run folder."""
     try:
@@ -76,7 +84,7 @@ def _train_as_rank(
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         with sigterm_exits(), alone(config) if rank.rank == 0 else nullcontext():  # torchrun and Slurm end ranks so
             if rank.rank == 0:
-                claim(config, overwrite=overwrite)
+                claim(config, overwrite=overwrite, fresh=fresh)
             summary = resolve_name(entry)(config)
     except SteadytrainError as error:
         if rank.rank == 0:

@@ -102,8 +102,10 @@ def test_train_reports_how_the_run_ended(monkeypatch, outcome, code, output):
     calls = []
     monkeypatch.setattr("launcher.train.train", lambda *args, **kwargs: calls.append((args, kwargs)) or outcome)
     result = run("train", "c.yaml", "a.b=c", "--nproc", "2", "d.e=-1", "--overwrite")
-    assert calls == [((Path("c.yaml"), ["a.b=c", "d.e=-1"]), {"nproc": 2, "overwrite": True})]
+    assert calls == [((Path("c.yaml"), ["a.b=c", "d.e=-1"]), {"nproc": 2, "overwrite": True, "fresh": False})]
     assert (result.exit_code, result.output) == (code, output)
+    run("train", "c.yaml", "--fresh")
+    assert calls[1][1] == {"nproc": None, "overwrite": False, "fresh": True}
 
 
 def test_prepare_passes_its_options_on(monkeypatch):

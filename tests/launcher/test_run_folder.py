@@ -1,11 +1,18 @@
-"""Two runs never share a folder, and nothing but a run is deleted."""
+"""Two runs never share a folder, a run with checkpoints is continued, and nothing but a run is deleted."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError, DataError
 from configs.load import load
 from configs.schema import Config
+from data.prepare import prepare
+from data.samples import Samples
 from launcher.run_folder import alone, claim
+from training.checkpoint import store
 
 
 @pytest.fixture
@@ -14,10 +21,44 @@ def config(tmp_path, monkeypatch) -> Config:
     return Config.model_validate({"data": {"sources": [{"path": "x"}]}, "run": {"name": "a"}})
 
 
-def refusal(config: Config, *, overwrite: bool = False) -> str:
+@pytest.fixture
+def checkpointed(config, tmp_path) -> Config:
+    """A run that was killed after its second checkpoint."""
+    (tmp_path / "corpus").mkdir()
+    for name in "abcdefgh":
+        (tmp_path / "corpus" / name).write_text(name * 2000)
+    prepare([str(tmp_path / "corpus")], Path("x"), workers=1, progress=False)
+    claim(config, overwrite=False)
+    (config.run_dir / "metrics.jsonl").write_text('{"step": 25}\n')
+    fingerprint = Samples(config.data.sources, "train", config.training.sequence_length, 0).fingerprint
+    for step in (10, 20):
+        scratch = store.begin(config.run_dir / "checkpoints", step)
+        save_file({"w": np.zeros(2)}, scratch / "w.safetensors")
+        manifest = store.Manifest(
+            step=step,
+            created=float(step),
+            layout={},
+            config=config.model_dump(mode="json"),
+            data_fingerprint=fingerprint,
+            journal={},
+            files={"w.safetensors": store.describe(scratch / "w.safetensors")},
+        )
+        store.commit(scratch, manifest)
+    return config
+
+
+def refusal(config: Config, *, overwrite: bool = False, fresh: bool = False) -> str:
     with pytest.raises(ConfigError) as caught:
-        claim(config, overwrite=overwrite)
+        claim(config, overwrite=overwrite, fresh=fresh)
     return str(caught.value)
+
+
+def training(config: Config, **values: object) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update=values)})
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_the_resolved_configuration_is_in_the_folder(config):
@@ -34,10 +75,69 @@ def test_a_launch_that_never_trained_leaves_the_folder_free(config):
 def test_a_run_is_not_mixed_with_another(config):
     claim(config, overwrite=False)
     (config.run_dir / "metrics.jsonl").write_text("{}")
-    assert refusal(config) == ("runs/a: holds a run already; choose another run.name, or delete it with --overwrite")
+    assert refusal(config) == (
+        "runs/a: holds a run already, without a checkpoint to continue it from (checkpoint.interval sets when they are "
+        "saved); choose another run.name, or delete it with --overwrite"
+    )
     assert (config.run_dir / "metrics.jsonl").exists()
     claim(config, overwrite=True)
     assert not (config.run_dir / "metrics.jsonl").exists()
+
+
+def test_half_a_checkpoint_is_none(config):
+    claim(config, overwrite=False)
+    store.begin(config.run_dir / "checkpoints", 20)
+    assert refusal(config).startswith("runs/a: holds a run already, without a checkpoint to continue it from")
+
+
+def test_a_run_with_checkpoints_is_continued(checkpointed):
+    before = contents(checkpointed.run_dir)
+    longer = training(checkpointed, steps=900)
+    path = claim(longer, overwrite=False)
+    assert load(path) == longer
+    assert contents(checkpointed.run_dir) == before | {str(path): path.read_bytes()}
+
+
+def test_what_would_train_something_else_changes_nothing(checkpointed):
+    before = contents(checkpointed.run_dir)
+    with pytest.raises(CheckpointError, match=r"^runs/a/checkpoints/step-00000020: the run cannot be continued with"):
+        claim(training(checkpointed, seed=1), overwrite=False)
+    prepare(["corpus/a", "corpus/b", "corpus/c"], Path("x"), workers=1, progress=False, force=True)
+    with pytest.raises(CheckpointError, match=r"\n  data.sources = x x 1 \(fingerprint "):
+        claim(checkpointed, overwrite=False)
+    with pytest.raises(DataError):
+        claim(training(checkpointed, sequence_length=100_000), overwrite=False)
+    assert contents(checkpointed.run_dir) == before
+
+
+def test_an_unreadable_checkpoint_is_left_to_training_to_judge(checkpointed):
+    newest, oldest = store.steps(checkpointed.run_dir / "checkpoints")
+    (newest / "manifest.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"^runs/a/checkpoints/step-00000010: the run cannot be continued"):
+        claim(training(checkpointed, seed=1), overwrite=False)
+    (oldest / "manifest.json").write_text("{")
+    claim(training(checkpointed, seed=1), overwrite=False)  # nothing to compare with
+
+
+def test_fresh_takes_a_folder_without_a_run(config):
+    claim(config, overwrite=False, fresh=True)
+
+
+def test_fresh_continues_nothing(checkpointed):
+    before = contents(checkpointed.run_dir)
+    assert refusal(checkpointed, fresh=True) == (
+        "runs/a: holds checkpoints up to step-00000020; without --fresh the run is continued, with --overwrite "
+        "deleted; or choose another run.name"
+    )
+    assert refusal(checkpointed, fresh=True, overwrite=True) == (
+        "command line: --fresh, --overwrite: only one of them; --overwrite deletes the earlier run"
+    )
+    assert contents(checkpointed.run_dir) == before
+
+
+def test_overwrite_deletes_checkpoints_too(checkpointed):
+    claim(training(checkpointed, seed=1), overwrite=True)
+    assert sorted(entry.name for entry in checkpointed.run_dir.iterdir()) == ["config.yaml", "logs"]
 
 
 def test_only_runs_are_deleted(config):
