@@ -164,6 +164,36 @@ def train(
 
 
 @app.command()
+def checkpoints(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List a run's checkpoints, newest first: what they are of, and whether they are whole.
+
+    \b
+    Examples:
+      steadytrain checkpoints runs/tiny
+      steadytrain checkpoints runs/tiny --verify
+      steadytrain checkpoints runs/tiny --json
+
+    Exit codes: 0 listed (a damaged one too: see its verdict), 2 no run, or a run without checkpoints.
+    """
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from launcher.checkpoints import listed, table
+
+    found = listed(run, read_bytes=verify)
+    if as_json:
+        typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
+    else:
+        Console(highlight=False).print(table(found))
+
+
+@app.command()
 def sweep(
     study: Annotated[Path, typer.Argument(help="Study file.", metavar="STUDY.yaml", show_default=False)],
     overrides: Annotated[

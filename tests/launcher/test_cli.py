@@ -28,7 +28,9 @@ def run(*arguments: str):
         ["train", "--help"],
         ["sweep", "--help"],
         ["compare", "--help"],
+        ["checkpoints", "--help"],
         ["train", "x"],
+        ["checkpoints", "x"],
     ],
     ids=" ".join,
 )
@@ -44,7 +46,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments, tmp_path):
     assert result.stdout.endswith("heavy: []\n"), result
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "sweep", "compare"])
+@pytest.mark.parametrize("command", ["prepare", "train", "checkpoints", "sweep", "compare"])
 def test_help_has_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0
