@@ -4,12 +4,13 @@ import math
 import time
 from dataclasses import asdict, dataclass
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from configs.schema import Config
 from monitoring.measure import Measurement
 from monitoring.recorder import Recorder
 from monitoring.tracker import Tracker
+from training.checkpoint.saver import Resumed
 from training.progress import TrainingProgress
 
 Status = Literal["finished", "diverged"]
@@ -34,15 +35,18 @@ class Summary:
 class Journal:
     """One line per step, arrays of measured steps, and the summary; silent where `enabled` is false."""
 
-    def __init__(self, config: Config, parameters: int, *, enabled: bool) -> None:
+    def __init__(self, config: Config, parameters: int, resumed: Resumed | None, *, enabled: bool) -> None:
         self._config, self._parameters = config, parameters
         self._recorder = Recorder(config.run_dir, Tracker.open(config, config.run_dir)) if enabled else None
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
         self._started = time.perf_counter()
-        self._last: dict[str, float] = {}
-        self._initial_loss = math.nan
-        self._steps = 0
+        self._last: dict[str, float] = resumed.journal["last"] if resumed else {}
+        self._initial_loss: float = resumed.journal["initial_loss"] if resumed else math.nan
+        self._first_step = self._steps = resumed.step if resumed else 0
+        if resumed is not None and self._recorder is not None:
+            self._recorder.resume(resumed.step)
+            self._recorder.event(resumed.step, "resume", resumed.message)
 
     def __enter__(self) -> Self:
         self._progress.__enter__()
@@ -86,6 +90,17 @@ class Journal:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             self._recorder.event(step, "diverged", f"{what} is not finite", loss=loss, grad_norm=grad_norm)
 
+    def report(self, step: int, kind: str, message: str) -> None:
+        """Record what a checkpoint's writer says, from its thread."""
+        if self._recorder is not None:
+            self._recorder.event(step, kind, message)
+            if kind == "checkpoint_failed":
+                self._progress.say(f"step {step}: no checkpoint: {message}")
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed run's journal needs to go on (`Resumed.journal`)."""
+        return {"initial_loss": self._initial_loss, "last": self._last}
+
     def finish(self, status: Status, val_loss: float) -> Summary:
         """Write the summary and close the record."""
         wall_s = time.perf_counter() - self._started
@@ -97,7 +112,7 @@ class Journal:
             entropy_mean=self._last.get("entropy_mean"),
             entropy_ratio=self._last.get("entropy_ratio"),
             max_logit=self._last.get("max_logit"),
-            tokens_per_s=self._steps * self._tokens_per_step / wall_s,
+            tokens_per_s=(self._steps - self._first_step) * self._tokens_per_step / wall_s,
             wall_s=wall_s,
             parameters=self._parameters,
         )

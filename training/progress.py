@@ -37,6 +37,11 @@ class TrainingProgress:
         if self._live is not None:
             self._live.stop()
 
+    def say(self, line: str) -> None:
+        """A line of its own, above the bar."""
+        if self._enabled:
+            (self._live.console if self._live else self._console).print(line)
+
     def update(self, step: int, loss: float, tokens_per_s: float, entropy_ratio: float | None) -> None:
         """After update `step` (from 1)."""
         if not self._enabled:

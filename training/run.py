@@ -12,6 +12,7 @@ from parallel.gradients import sum_partial_gradients
 from parallel.topology import Topology
 from training.batches import Batches
 from training.build import build_trainer
+from training.checkpoint.saver import Checkpoints
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
 from training.reductions import count_parameters, mean_loss
@@ -42,12 +43,14 @@ def run(config: Config, topology: Topology) -> Summary:
     trainer = build_trainer(config, topology, samples.vocab_size)
     attention = AttentionMonitor(trainer.attention_layers(), topology)
     evaluator = Evaluator(config, topology, trainer.pipeline)
+    checkpoints = Checkpoints(config, topology, trainer, samples.fingerprint)
     parameters = count_parameters(trainer.parameters(), topology)
+    resumed = checkpoints.resume()
     status: Status = "finished"
-    val_loss = math.nan
+    val_loss = resumed.val_loss if resumed else math.nan
 
-    with Journal(config, parameters, enabled=topology.is_logging_rank) as journal:
-        for step in range(steps):
+    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal:
+        for step in range(resumed.step if resumed else 0, steps):
             started = time.perf_counter()
             measuring = _is_due(step, steps, config.monitoring.interval, first=True)
             lr = learning_rate(step, config.optimizer.lr, steps, config.schedule)
@@ -80,6 +83,11 @@ def run(config: Config, topology: Topology) -> Summary:
                 status = "diverged"
                 journal.diverged(step + 1, loss, grad_norm)
                 break
+            if checkpoints.due(step + 1):
+                checkpoints.save(
+                    step + 1, val_loss, journal.state(), journal.report
+                )  # waits for a copy, not for a disk
+        checkpoints.wait()
         return journal.finish(status, val_loss)
 
 

@@ -7,11 +7,13 @@
 The step is the only other state: data order and learning rate are functions of it.
 """
 
+from collections.abc import Iterator
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.linear import ShardedLinear
-from parallel.sharding import tensor_mesh, whole_tensors
+from parallel.sharding import Sharding, tensor_mesh, whole_tensors
 from parallel.topology import Topology
 from training.build import Trainer
 
@@ -21,20 +23,22 @@ class TrainingState:
 
     def __init__(self, trainer: Trainer, topology: Topology) -> None:
         self._trainer, self._topology = trainer, topology
-        self._mesh = tensor_mesh(topology.tensor, topology.device.type)
 
     def to_save(self) -> dict[str, Tensor]:
-        """This rank's share of every tensor; collective.
+        """Copies, on the CPU, of this rank's share of every tensor; collective.
 
         Moments are gathered over data-parallel ranks one parameter at a time and each rank keeps those of every dp-th
         parameter: no rank holds more than its share of a second copy.
         """
-        tensors = self._weights()
+        mesh = tensor_mesh(self._topology.tensor, "cpu")
+        tensors: dict[str, Tensor] = {}
+        for name, tensor, sharding in self._weights():
+            tensors |= whole_tensors(name, _copy(tensor), sharding, mesh)
         for index, (name, parameter) in enumerate(self._trainer.named_parameters()):
             moments = self._trainer.engine.moments(parameter)
             if index % self._topology.dp_size == self._topology.dp_rank:
                 for key, moment in moments.items():
-                    tensors |= whole_tensors(f"{key}/{name}", moment, parameter.sharding, self._mesh)
+                    tensors |= whole_tensors(f"{key}/{name}", _copy(moment), _sharding(parameter), mesh)
         return tensors
 
     def to_load(self) -> dict[str, Tensor]:
@@ -43,10 +47,13 @@ class TrainingState:
             name: {key: torch.zeros_like(parameter.detach()) for key in self._trainer.engine.MOMENTS}
             for name, parameter in self._trainer.named_parameters()
         }
-        tensors = self._weights()
+        mesh = tensor_mesh(self._topology.tensor, self._topology.device.type)
+        tensors: dict[str, Tensor] = {}
+        for name, tensor, sharding in self._weights():
+            tensors |= whole_tensors(name, tensor, sharding, mesh)
         for name, parameter in self._trainer.named_parameters():
             for key, moment in self._moments[name].items():
-                tensors |= whole_tensors(f"{key}/{name}", moment, parameter.sharding, self._mesh)
+                tensors |= whole_tensors(f"{key}/{name}", moment, _sharding(parameter), mesh)
         return tensors
 
     def loaded(self, updates: int) -> None:
@@ -58,13 +65,19 @@ class TrainingState:
         del self._moments
         self._trainer.spectral.restore()
 
-    def _weights(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
+    def _weights(self) -> Iterator[tuple[str, Tensor, Sharding]]:
         for name, parameter in self._trainer.named_parameters():
-            tensors |= whole_tensors(f"model/{name}", parameter.detach(), parameter.sharding, self._mesh)
+            yield f"model/{name}", parameter.detach(), _sharding(parameter)
         for chunk in self._trainer.chunks:
             for name, layer in chunk.named_modules():
                 if isinstance(layer, ShardedLinear):
                     for key, tensor, sharding in layer.spectral_state():
-                        tensors |= whole_tensors(f"spectral/{name}/{key}", tensor, sharding, self._mesh)
-        return tensors
+                        yield f"spectral/{name}/{key}", tensor, sharding
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
+
+
+def _sharding(parameter: nn.Parameter) -> Sharding:
+    return parameter.sharding  # type: ignore[attr-defined]
