@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TextIO
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,6 +37,7 @@ class MetricSink(Protocol):
     """What the recorder asks of a tracker (`monitoring.tracker.Tracker`)."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def resume(self, step: int) -> None: ...
     def close(self, status: Status) -> None: ...
 
 
@@ -53,8 +54,26 @@ class Recorder:
         self.tracker = tracker
         _cut_torn_line(run_dir / METRICS)
         _cut_torn_line(run_dir / EVENTS)
-        self._metrics = (run_dir / METRICS).open("a", buffering=1, encoding="utf-8")
+        self._metrics = self._open_metrics()
         self._closed = False
+
+    def resume(self, step: int) -> None:
+        """Go on after `step`: lines and arrays of later steps are cut, the summary of an earlier end is taken away.
+
+        Events stay: they happened. Lines of metrics.jsonl that a crash of the machine left unreadable are cut too, and
+        an event says so. To be called before the first `log`.
+        """
+        self._metrics.close()
+        unreadable = _cut_after(self.run_dir / METRICS, step)
+        self._metrics = self._open_metrics()
+        for path in (self.run_dir / SIGNALS).glob("step-*"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        (self.run_dir / SUMMARY).unlink(missing_ok=True)
+        if unreadable:
+            self.event(step, "metrics_damaged", f"{unreadable} lines of {METRICS} were unreadable and are cut")
+        if self.tracker is not None:
+            self.tracker.resume(step)
 
     def log(self, step: int, **metrics: float) -> None:
         """Append one line of numbers, e.g. `loss=`, `grad_norm=`, `tokens_per_s=`, and hand them to the tracker."""
@@ -91,6 +110,9 @@ class Recorder:
         self._metrics.close()
         if self.tracker is not None:
             self.tracker.close(status)
+
+    def _open_metrics(self) -> TextIO:
+        return (self.run_dir / METRICS).open("a", buffering=1, encoding="utf-8")
 
     def __enter__(self) -> Self:
         return self
@@ -176,6 +198,19 @@ def _cut_torn_line(path: Path) -> None:
     content = path.read_bytes()
     if content and not content.endswith(b"\n"):
         os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _cut_after(path: Path, step: int) -> int:
+    """Rewrite a file of JSON lines without those of later steps; returns how many more were no lines of a run."""
+    kept, unreadable = [], 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line.decode())
+        except (ValueError, TypeError, KeyError):
+            unreadable += 1
+    write_atomically(path, "".join(kept))
+    return unreadable
 
 
 def _json_line(record: Record) -> str:

@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from configs.schema import Config
-from monitoring.recorder import Status, append_event
+from monitoring.recorder import Status, append_event, read_metrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 RUN_ID = "mlflow_run_id"
+STATUS_TAG = "steadytrain.status"
 ARTIFACTS = ("config.yaml", "study.yaml", "summary.json", "events.jsonl", "report.html", "*.png")
 FLUSH_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
 UI_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not on chat traces
+BATCH = 1000  # MLflow's limit for one request
 MAX_PENDING = 200_000  # points kept while a store is out of reach; later ones are in metrics.jsonl only
 MLFLOW_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}  # `diverged` is kept as a tag
 
@@ -47,6 +49,8 @@ class Tracker:
         self.config, self.run_dir = config, run_dir
         self.uri = tracking_uri(config)
         self._points: list[Point] = []
+        self._resumed: int | None = None  # a step to go on from, until the store has been asked what it has
+        self._arrived: dict[str, int] = {}  # the last step of each key that the store had then
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._started = threading.Event()  # the MLflow run exists, or could not be created
@@ -72,6 +76,15 @@ class Tracker:
             self._step = step
             if len(self._points) < MAX_PENDING:
                 self._points += [(key, float(value), now, step) for key, value in metrics.items()]
+
+    def resume(self, step: int) -> None:
+        """Go on after `step`, with metrics.jsonl cut to it; to be called before the first `log`.
+
+        MLflow cannot take a point back, so that steps trained a second time are not sent a second time; what the store
+        lacks up to `step` (a killed run's last seconds) is sent from metrics.jsonl.
+        """
+        with self._lock:
+            self._resumed = step
 
     def run_id(self, timeout: float = CLOSE_SECONDS) -> str | None:
         """Wait for the MLflow run; None when the store could not create it in time."""
@@ -105,12 +118,47 @@ class Tracker:
             with _creation_lock(self.uri):
                 self._run_id = _start_run(client, self.config, self.run_dir, self.uri)
             self._started.set()
-        _send_points(client, self._run_id, self._points, self._lock)
+        self._send_points(client, self._run_id)
         if closing:
             for path in _artifacts(self.run_dir):
                 client.log_artifact(self._run_id, str(path))
-            client.set_tag(self._run_id, "steadytrain.status", self._status)
+            client.set_tag(self._run_id, STATUS_TAG, self._status)
             client.set_terminated(self._run_id, status=MLFLOW_STATUS[self._status])
+
+    def _send_points(self, client: "MlflowClient", run_id: str) -> None:
+        """Send what is queued in batches, removing each batch once it has arrived."""
+        while True:
+            with self._lock:
+                resumed, batch = self._resumed, self._points[:BATCH]
+            if resumed is not None:
+                self._catch_up(client, run_id, resumed)
+                continue
+            if not batch:
+                return
+            _log_points(client, run_id, [point for point in batch if self._is_new(point)])
+            with self._lock:
+                del self._points[: len(batch)]
+
+    def _catch_up(self, client: "MlflowClient", run_id: str, step: int) -> None:
+        """Ask the store what it has of a resumed run, and send what it lacks up to `step`."""
+        # Points are sent in the order of their steps, so that the last one of a key tells of all before.
+        self._arrived = {metric.key: metric.step for metric in client.get_run(run_id).data.to_proto().metrics}
+        now = int(time.time() * 1000)
+        points = [
+            (key, value, now, record["step"])
+            for record in read_metrics(self.run_dir)
+            for key, value in record.items()
+            if key != "step" and record["step"] <= step
+        ]
+        missing = [point for point in points if self._is_new(point)]
+        for first in range(0, len(missing), BATCH):
+            _log_points(client, run_id, missing[first : first + BATCH])
+        with self._lock:
+            self._resumed = None
+
+    def _is_new(self, point: Point) -> bool:
+        key, _, _, step = point
+        return step > self._arrived.get(key, -1)
 
     def _report(self, reason: str) -> None:
         if self._reported:
@@ -126,6 +174,8 @@ class NoTracker:
     """`tracking.kind: none`: the run folder is all there is."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def resume(self, step: int) -> None: ...
 
     def run_id(self, timeout: float = 0.0) -> str | None:
         return None
@@ -163,7 +213,7 @@ def mark_failed(config: Config, run_dir: Path) -> None:
     try:
         client = connect(uri)
         if client.get_run(run_id).info.status == "RUNNING":
-            client.set_tag(run_id, "steadytrain.status", "failed")
+            client.set_tag(run_id, STATUS_TAG, "failed")
             client.set_terminated(run_id, status="FAILED")
     except Exception as error:  # noqa: BLE001 (as in `Tracker._work`)
         sys.stderr.write(_without_password(f"MLflow at {uri}: {_one_line(error)}") + "\n")
@@ -196,8 +246,9 @@ def _start_run(client: "MlflowClient", config: Config, run_dir: Path, uri: str) 
         run_id = id_file.read_text().strip()
         with contextlib.suppress(MlflowException):  # the store was replaced: a new run
             client.update_run(run_id, status="RUNNING")
+            client.set_tag(run_id, STATUS_TAG, "running")
             return run_id
-    tags = {"mlflow.source.name": "steadytrain", "steadytrain.run_dir": str(run_dir)}
+    tags = {"mlflow.source.name": "steadytrain", "steadytrain.run_dir": str(run_dir), STATUS_TAG: "running"}
     if config.tracking.parent_run_id:
         tags["mlflow.parentRunId"] = config.tracking.parent_run_id
     experiment_id = _experiment(client, config.tracking.experiment, uri)
@@ -226,18 +277,11 @@ def _experiment(client: "MlflowClient", name: str, uri: str) -> str:
     return found.experiment_id
 
 
-def _send_points(client: "MlflowClient", run_id: str, points: list[Point], lock: threading.Lock) -> None:
-    """Send `points` in batches, removing each batch once it has arrived."""
+def _log_points(client: "MlflowClient", run_id: str, points: list[Point]) -> None:
     from mlflow.entities import Metric
 
-    while True:
-        with lock:
-            batch = points[:1000]  # MLflow's limit for one request
-        if not batch:
-            return
-        client.log_batch(run_id, metrics=[Metric(*point) for point in batch])
-        with lock:
-            del points[: len(batch)]
+    if points:
+        client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
 def flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:

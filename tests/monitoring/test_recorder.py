@@ -26,6 +26,10 @@ class Sink:
     def __init__(self) -> None:
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.statuses: list[str] = []
+        self.resumed: list[int] = []
+
+    def resume(self, step):
+        self.resumed.append(step)
 
     def log(self, step, metrics):
         self.logged.append((step, dict(metrics)))
@@ -76,6 +80,48 @@ def test_a_step_written_again_replaces_the_first(tmp_path: Path):
         for step, loss in ((1, 3.0), (2, 2.0), (3, 9.0), (2, 1.9)):
             recorder.log(step, loss=loss)
     assert [(line["step"], line["loss"]) for line in read_metrics(tmp_path)] == [(1, 3.0), (2, 1.9), (3, 9.0)]
+
+
+def test_a_resumed_run_repeats_nothing(tmp_path: Path):
+    with Recorder(tmp_path) as recorder:
+        for step in range(1, 31):
+            recorder.log(step, loss=1 / step)
+            recorder.signals(step, entropy=[float(step)])
+        recorder.event(25, "checkpoint", "written")
+        recorder.summary({"status": "finished"})
+    before = (tmp_path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (tmp_path / "signals" / "step-00000031.tmp").touch()  # killed while it was written
+    sink = Sink()
+    with Recorder(tmp_path, sink) as recorder:
+        recorder.resume(20)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join(before[:20])
+        assert len(list((tmp_path / "signals").iterdir())) == 20
+        assert read_signals(tmp_path, "entropy")[0].tolist() == list(range(1, 21))
+        assert read_summary(tmp_path) is None  # it has not ended
+        for step in range(21, 41):
+            recorder.log(step, loss=2.0)
+    assert [line["step"] for line in map(strict, (tmp_path / "metrics.jsonl").read_text().splitlines())] == list(
+        range(1, 41)
+    )
+    assert [event["kind"] for event in read_events(tmp_path)] == ["checkpoint"]
+    assert (sink.resumed, len(sink.logged)) == ([20], 20)
+
+
+def test_resuming_after_the_last_line_cuts_nothing(tmp_path: Path):
+    with Recorder(tmp_path) as recorder:
+        recorder.log(1, loss=math.nan)
+        recorder.resume(1)
+        recorder.log(2, loss=1.0)
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
+
+
+def test_lines_that_a_power_failure_left_unreadable_do_not_stop_a_resumed_run(tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 2.0}\n' + b"\0" * 40 + b'\n[]\n{"step": 3}\n\xff')
+    with Recorder(tmp_path) as recorder:
+        recorder.resume(2)
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "loss": 2.0}\n'
+    (event,) = read_events(tmp_path)
+    assert event["reason"] == "2 lines of metrics.jsonl were unreadable and are cut"
 
 
 def test_last_line_of_a_long_record(tmp_path: Path):

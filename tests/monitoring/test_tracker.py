@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,91 @@ def test_a_run_folder_continues_its_run(tmp_path: Path):
     assert len(client.get_metric_history(found.info.run_id, "loss")) == 2
 
 
+def loss_at(step: int) -> float:
+    return 5 - step / 10
+
+
+def train(config: Config, first: int, last: int, resumed: int | None = None) -> Recorder:
+    """What a run of `last` steps logs: the validation loss at every tenth, a measurement at every fifth."""
+    recorder = Recorder(config.run_dir, Tracker.open(config, config.run_dir))
+    if resumed is not None:
+        recorder.resume(resumed)
+    for step in range(first, last + 1):
+        extra = {"val_loss": loss_at(step)} if step % 10 == 0 else {}
+        extra |= {"entropy_mean": float("nan")} if step % 5 == 0 else {}
+        recorder.log(step, loss=loss_at(step), **extra)
+    return recorder
+
+
+def assert_one_point_per_step(config: Config) -> None:
+    run, client = stored_run(config)
+    for key, every in (("loss", 1), ("val_loss", 10), ("entropy_mean", 5)):
+        points = client.get_metric_history(run.info.run_id, key)
+        assert [point.step for point in sorted(points, key=lambda point: point.step)] == list(range(every, 41, every))
+    values = {point.step: point.value for point in client.get_metric_history(run.info.run_id, "loss")}
+    assert values == {step: loss_at(step) for step in range(1, 41)}
+
+
+def test_a_resumed_run_has_one_point_per_step(tmp_path: Path):
+    config = config_in(tmp_path)
+    train(config, 1, 30).close("failed")  # interrupted at 30; its newest checkpoint is of step 20
+    first, client = stored_run(config)
+    resumed = train(config, 21, 40, resumed=20)
+    assert isinstance(resumed.tracker, Tracker) and resumed.tracker.run_id() == first.info.run_id
+    running = client.get_run(first.info.run_id)
+    assert (running.info.status, running.data.tags["steadytrain.status"]) == ("RUNNING", "running")
+    resumed.close("finished")
+    ended = client.get_run(first.info.run_id)
+    assert (ended.info.status, ended.data.tags["steadytrain.status"]) == ("FINISHED", "finished")
+    assert_one_point_per_step(config)
+
+
+def test_what_a_killed_run_had_not_sent_yet_is_sent_when_it_goes_on(tmp_path: Path, monkeypatch):
+    config = config_in(tmp_path)
+    train(config, 1, 12).close("failed")
+    monkeypatch.setattr(Tracker, "_work", lambda self: None)  # killed before the next flush
+    train(config, 13, 30)
+    monkeypatch.undo()
+    train(config, 21, 40, resumed=20).close("finished")
+    assert_one_point_per_step(config)
+
+
+def test_a_resumed_run_goes_whole_into_a_store_that_was_replaced(tmp_path: Path):
+    config = config_in(tmp_path)
+    train(config, 1, 30).close("failed")
+    elsewhere = config_in(tmp_path, uri=f"sqlite:///{tmp_path}/new.db")
+    train(elsewhere, 21, 40, resumed=20).close("finished")
+    assert_one_point_per_step(elsewhere)
+
+
+def test_catching_up_survives_a_store_that_fails_in_the_middle(tmp_path: Path, monkeypatch, capfd):
+    config = config_in(tmp_path)
+    Tracker.open(config, config.run_dir).close("failed")
+    with Recorder(config.run_dir) as recorder:
+        for step in range(1, 21):
+            recorder.log(step, loss=loss_at(step), **({"val_loss": loss_at(step)} if step % 10 == 0 else {}))
+    monkeypatch.setattr(tracker, "BATCH", 7)
+    monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.01)
+    send, sent, failed = tracker._log_points, [], threading.Event()
+
+    def fail_once(client, run_id, points):
+        sent.append(points)
+        if len(sent) == 2:
+            failed.set()
+            raise ConnectionError("gone")
+        send(client, run_id, points)
+
+    monkeypatch.setattr(tracker, "_log_points", fail_once)
+    run = Tracker.open(config, config.run_dir)
+    run.resume(20)
+    run.log(21, {"loss": loss_at(21)})
+    assert failed.wait(60)
+    run.close("finished")
+    found, client = stored_run(config)
+    assert sorted(point.step for point in client.get_metric_history(found.info.run_id, "loss")) == list(range(1, 22))
+    assert "ConnectionError: gone" in capfd.readouterr().err
+
+
 def test_a_killed_run_is_closed_afterwards_and_an_ended_one_left_alone(tmp_path: Path):
     config = config_in(tmp_path)
     killed = Tracker.open(config, config.run_dir)
@@ -94,6 +180,7 @@ def test_a_killed_run_is_closed_afterwards_and_an_ended_one_left_alone(tmp_path:
 
 START = """
 import sys
+import threading
 from pathlib import Path
 from tests.monitoring.test_tracker import config_in
 from monitoring.tracker import Tracker
