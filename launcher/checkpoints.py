@@ -73,7 +73,7 @@ def table(checkpoints: list[Listed]) -> Table:
 
 def _look_at(folder: Path, *, read_bytes: bool) -> Listed:
     step = int(folder.name.removeprefix("step-"))
-    good, verdict = True, "good, every byte" if read_bytes else "sizes and headers right"
+    good, verdict = True, "good, every byte" if read_bytes else "sizes right"
     try:
         manifest = store.verify(folder, read_bytes=read_bytes)
     except CheckpointError as error:
