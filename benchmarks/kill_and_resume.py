@@ -4,12 +4,11 @@
 
 Each trial trains the same small model (tensor parallel 2, a checkpoint every 10 steps, written beside training). It is
 killed by SIGKILL, one rank or every process, at times drawn from a seed, saves included; then it is started again by
-the same command, until it finishes. The final checkpoint's files are compared byte by byte with the uninterrupted
-run's.
+the same command, until it finishes. Every tensor of the final checkpoint is compared, byte by byte, with the
+uninterrupted run's.
 """
 
 import argparse
-import json
 import os
 import random
 import subprocess
@@ -22,11 +21,12 @@ from pathlib import Path
 import psutil
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
 from data.prepare import prepare
 from monitoring.recorder import read_events, read_metrics
 
-STEPS, INTERVAL = 200, 10
+STEPS, INTERVAL = 120, 10
 KILLS_PER_TRIAL = 2
 
 
@@ -51,7 +51,7 @@ def main() -> int:
         folder = Path(name)
         prepare(["stdlib"], folder / "data", tokenizer="byte", max_bytes=2_000_000, progress=False)
         start(folder, "through").wait()
-        reference = final_files(folder / "through")
+        reference = final_state(folder / "through")
         trials = [
             run_trial(folder, n, random.Random(f"{arguments.seed}/{n}"), reference) for n in range(arguments.trials)
         ]
@@ -59,7 +59,7 @@ def main() -> int:
     return 0 if all(trial.equal for trial in trials) else 1
 
 
-def run_trial(folder: Path, number: int, dice: random.Random, reference: dict[str, bytes]) -> Trial:
+def run_trial(folder: Path, number: int, dice: random.Random, reference: dict[tuple[str, str], bytes]) -> Trial:
     """Kill and restart one run until it has ended."""
     name, kills = f"trial-{number}", []
     run_dir = folder / name
@@ -76,7 +76,7 @@ def run_trial(folder: Path, number: int, dice: random.Random, reference: dict[st
     start(folder, name).wait()
     resumes = [event for event in read_events(run_dir) if event["kind"] == "resume"]
     passed_over = sum(";" in event["reason"] for event in resumes)
-    return Trial(number, kills, [event["step"] for event in resumes], passed_over, final_files(run_dir) == reference)
+    return Trial(number, kills, [event["step"] for event in resumes], passed_over, final_state(run_dir) == reference)
 
 
 def start(folder: Path, name: str) -> subprocess.Popen[bytes]:
@@ -103,11 +103,14 @@ def kill(process: subprocess.Popen[bytes], dice: random.Random) -> str:
     return "all"
 
 
-def final_files(run_dir: Path) -> dict[str, bytes]:
-    """The tensor files of the last step's checkpoint."""
-    folder = run_dir / "checkpoints" / f"step-{STEPS:08d}"
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return {name: (folder / name).read_bytes() for name in sorted(manifest["files"])}
+def final_state(run_dir: Path) -> dict[tuple[str, str], bytes]:
+    """The bytes of every tensor of the last step's checkpoint (their order within a file is not fixed)."""
+    tensors = {}
+    for path in (run_dir / "checkpoints" / f"step-{STEPS:08d}").glob("*.safetensors"):
+        with safe_open(path, framework="numpy") as file:
+            tensors |= {(path.name, name): file.get_tensor(name).tobytes() for name in file.keys()}  # noqa: SIM118
+    assert tensors, f"{run_dir} did not end"
+    return tensors
 
 
 def report(trials: list[Trial]) -> None:

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 
 from configs.errors import CheckpointError
-from launcher.run_folder import CHECKPOINTS, CONFIG
+from launcher.run_folder import CONFIG
 from training.checkpoint import store
 from training.checkpoint.manifest import Manifest
 
@@ -36,7 +36,7 @@ def listed(run_dir: Path, *, read_bytes: bool) -> list[Listed]:
 
     Raises: CheckpointError if the folder is no run, or has no checkpoint.
     """
-    folders = store.steps(run_dir / CHECKPOINTS)
+    folders = store.steps(run_dir / store.FOLDER)
     if folders:
         found = [_look_at(folder, read_bytes=read_bytes) for folder in folders]
         return [entry for entry in found if Path(entry.path).exists()]  # a run under way may have pruned one meanwhile

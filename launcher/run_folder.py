@@ -14,7 +14,6 @@ from configs.schema import Config
 
 CONFIG = "config.yaml"
 LOGS = "logs"
-CHECKPOINTS = "checkpoints"
 BEFORE_A_RUN = {CONFIG, LOGS}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
 
@@ -78,7 +77,7 @@ def _checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, newest first."""
     from training.checkpoint import store
 
-    return store.steps(folder / CHECKPOINTS)
+    return store.steps(folder / store.FOLDER)
 
 
 def _require_same_training(checkpoints: list[Path], config: Config) -> None:

@@ -46,6 +46,10 @@ def changes(manifest: Manifest, config: Config, data_fingerprint: str) -> list[s
 
 def require_compatible(folder: Path, manifest: Manifest, config: Config, data_fingerprint: str) -> None:
     """Raise CheckpointError, with a line for each difference, if `config` cannot continue this checkpoint's run."""
+    if manifest.step > config.training.steps:
+        raise CheckpointError(
+            f"training.steps = {config.training.steps}: must be at least {manifest.step}, the step of {folder}"
+        )
     different = changes(manifest, config, data_fingerprint)
     if not different:
         return

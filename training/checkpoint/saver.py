@@ -26,8 +26,6 @@ from training.checkpoint.resume import require_compatible
 from training.checkpoint.state import TrainingState
 from training.checkpoint.store import FileRecord, Manifest
 
-FOLDER = "checkpoints"
-
 Report = Callable[[int, str, str], None]
 """Told (step, `checkpoint` or `checkpoint_failed`, one line) on the logging rank, from any thread."""
 
@@ -47,7 +45,7 @@ class Checkpoints:
 
     def __init__(self, config: Config, topology: Topology, trainer: Trainer, data_fingerprint: str) -> None:
         self._config, self._topology = config, topology
-        self._folder = config.run_dir / FOLDER
+        self._folder = config.run_dir / store.FOLDER
         self._fingerprint = data_fingerprint
         self._state = TrainingState(trainer, topology)
         self._group = dist.new_group(backend="gloo") if config.checkpoint.interval else None

@@ -26,6 +26,7 @@ from training.checkpoint.manifest import (
 )
 
 __all__ = [
+    "FOLDER",
     "FileRecord",
     "Manifest",
     "begin",
@@ -37,6 +38,9 @@ __all__ = [
     "steps",
     "verify",
 ]
+
+FOLDER = "checkpoints"
+"""The folder of a run that holds them."""
 
 LATEST = "latest"
 _LATEST_SCRATCH = ".latest.partial"

@@ -139,3 +139,10 @@ def test_torch_is_not_needed():
     script = "import sys, training.checkpoint.resume; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+def test_fewer_steps_than_were_trained_are_refused():
+    saved = config()
+    fewer = config("training.steps=15")
+    with pytest.raises(CheckpointError, match=r"^training.steps = 15: must be at least 20, the step of runs/tiny/"):
+        require_compatible(FOLDER, manifest(saved), fewer, "a" * 64)
