@@ -14,6 +14,7 @@ from configs.schema import Config
 
 CONFIG = "config.yaml"
 LOGS = "logs"
+SUMMARY = "summary.json"
 BEFORE_A_RUN = {CONFIG, LOGS}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
 
@@ -44,8 +45,8 @@ def alone(config: Config) -> Iterator[None]:
 def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
     """Make the run folder and write the resolved configuration into it; returns the configuration's path.
 
-    A run that has checkpoints is continued: its folder stays as it is. `fresh` refuses that, `overwrite` deletes the
-    run instead.
+    A run that has checkpoints is continued, and one that was killed before its first begins again: the folder stays as
+    it is. `fresh` refuses that, `overwrite` deletes the run instead.
 
     Raises:
         ConfigError: the folder holds a run that cannot be continued or must not be deleted, or cannot be written.
@@ -63,6 +64,8 @@ def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
             )
         if checkpoints and not overwrite:
             _require_same_training(checkpoints, config)
+        elif not overwrite and not fresh and _was_cut_short(folder, config):
+            pass  # nothing was saved yet: the same command begins again
         elif folder.exists() and {entry.name for entry in folder.iterdir()} - BEFORE_A_RUN:
             _clear(folder, overwrite=overwrite)
         (folder / LOGS).mkdir(parents=True, exist_ok=True)
@@ -78,6 +81,13 @@ def _checkpoints(folder: Path) -> list[Path]:
     from training.checkpoint import store
 
     return store.steps(folder / store.FOLDER)
+
+
+def _was_cut_short(folder: Path, config: Config) -> bool:
+    """Whether the folder holds this very run, ended from outside before its first checkpoint."""
+    path = folder / CONFIG
+    unfinished = path.is_file() and not (folder / SUMMARY).exists()
+    return unfinished and config.checkpoint.interval > 0 and path.read_text(encoding="utf-8") == dump(config)
 
 
 def _require_same_training(checkpoints: list[Path], config: Config) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from configs.schema import Config
 from monitoring.measure import Measurement
-from monitoring.recorder import Recorder
+from monitoring.recorder import Recorder, last_metrics
 from monitoring.tracker import Tracker
 from training.checkpoint.saver import Resumed
 from training.progress import TrainingProgress
@@ -44,9 +44,12 @@ class Journal:
         self._last: dict[str, float] = resumed.journal["last"] if resumed else {}
         self._initial_loss: float = resumed.journal["initial_loss"] if resumed else math.nan
         self._first_step = self._steps = resumed.step if resumed else 0
-        if resumed is not None and self._recorder is not None:
+        if self._recorder is not None and resumed is not None:
             self._recorder.resume(resumed.step)
             self._recorder.event(resumed.step, "resume", resumed.message)
+        elif self._recorder is not None and last_metrics(config.run_dir) is not None:
+            self._recorder.resume(0)
+            self._recorder.event(0, "restart", "killed before its first checkpoint: begins again")
 
     def __enter__(self) -> Self:
         self._progress.__enter__()

@@ -172,3 +172,21 @@ def test_a_lock_that_cannot_be_written(config):
     (config.run_dir.parent).write_text("a file where the runs folder should be")
     with pytest.raises(ConfigError, match=r"^run.dir = runs: cannot write runs/a: "), alone(config):
         pass
+
+
+def test_the_same_run_killed_before_its_first_checkpoint_begins_again(config):
+    saving = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"interval": 10})})
+    claim(saving, overwrite=False)
+    (config.run_dir / "metrics.jsonl").write_text('{"step": 5}\n')
+    claim(saving, overwrite=False)
+    assert (config.run_dir / "metrics.jsonl").exists()  # the recorder cuts it when training begins
+    assert "holds a run already" in refusal(training(saving, steps=7))  # another run
+    assert "holds a run already" in refusal(saving, fresh=True)
+    (config.run_dir / "summary.json").write_text("{}")
+    assert "holds a run already" in refusal(saving)  # it ended
+
+
+def test_without_checkpoints_nothing_begins_again_by_itself(config):
+    claim(config, overwrite=False)
+    (config.run_dir / "metrics.jsonl").write_text('{"step": 5}\n')
+    assert "holds a run already" in refusal(config)

@@ -157,3 +157,18 @@ def newest_tensors(cfg: Config) -> dict[tuple[str, str], torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors |= {(name, path.name): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     return tensors
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(stdlib_bytes: Path, tmp_path: Path) -> None:
+    """As after a crash at step 2: two lines, no checkpoint."""
+    through = tiny(stdlib_bytes, tmp_path / "through", 1, *SHORT, "training.steps=6")
+    killed = tiny(stdlib_bytes, tmp_path / "killed", 1, *SHORT, "training.steps=6")
+    trained(1, through)
+    killed.run_dir.mkdir(parents=True)
+    lines = (through.run_dir / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (killed.run_dir / "metrics.jsonl").write_text("".join(lines[:2]))
+    trained(1, killed)
+    assert "restart" in [event["kind"] for event in read_events(killed.run_dir)]
+    assert len((killed.run_dir / "metrics.jsonl").read_text().splitlines()) == 6
+    assert_same_lines(killed, through)
+    assert_same_bits(killed, through)
