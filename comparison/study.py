@@ -8,7 +8,7 @@ Losses of one seed may therefore be compared directly; seeds are the unit of rep
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, field_validator
 from configs.describe import shown
 from configs.errors import ConfigError
 from configs.files import COMMAND_LINE, read
+from configs.flatten import flatten
 from configs.load import load
 from configs.schema import Config, Section
 
@@ -142,15 +143,6 @@ class Layer:
     @property
     def assignments(self) -> list[str]:
         return [f"{key}={json.dumps(value)}" for key, value in self.values.items()]  # JSON is YAML
-
-
-def flatten(sections: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested sections as (dotted key, value) pairs."""
-    for key, value in sections.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _refuse_what_the_study_sets(layer: Layer) -> None:

@@ -28,9 +28,10 @@ from comparison.analysis import StudyResult, analyse
 from comparison.display import Display
 from comparison.processes import TrialProcess
 from comparison.record import FAILURE, record_of, trial_config, write_record
-from comparison.study import Study, Trial, flatten, load_study
+from comparison.study import Study, Trial, load_study
 from comparison.style import lr_text
 from configs.errors import ConfigError, LaunchError
+from configs.flatten import flatten
 from configs.load import dump, load
 from configs.schema import Config
 from data.workers import available_cores

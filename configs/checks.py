@@ -10,10 +10,9 @@ from math import isqrt
 from configs.describe import either
 from configs.errors import ConfigError
 from configs.problems import Problem
-from configs.schema import Config
+from configs.schema import SINGLE_STAGE, Config
 
 ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv")
-SINGLE_STAGE = ("gpipe", "1f1b")
 
 
 class Impossible(ConfigError):

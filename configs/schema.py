@@ -107,6 +107,10 @@ class ModelConfig(Section):
         return -(-8 * self.hidden_size // (3 * 64)) * 64
 
 
+SINGLE_STAGE = ("gpipe", "1f1b")
+"""Schedules with one model chunk on each pipeline rank."""
+
+
 class ParallelConfig(Section):
     tp: int = Field(1, ge=1)
     """Tensor-parallel size."""
@@ -128,7 +132,7 @@ class ParallelConfig(Section):
         """Model chunks on each pipeline rank."""
         if self.stages_per_rank is not None:
             return self.stages_per_rank
-        return 1 if self.pp == 1 or self.schedule in ("gpipe", "1f1b") else 2
+        return 1 if self.pp == 1 or self.schedule in SINGLE_STAGE else 2
 
 
 class TrainingConfig(Section):

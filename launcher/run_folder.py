@@ -14,7 +14,6 @@ from configs.schema import Config
 
 CONFIG = "config.yaml"
 LOGS = "logs"
-SUMMARY = "summary.json"
 BEFORE_A_RUN = {CONFIG, LOGS}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
 
@@ -85,6 +84,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _was_cut_short(folder: Path, config: Config) -> bool:
     """Whether the folder holds this very run, ended from outside before its first checkpoint."""
+    from monitoring.recorder import SUMMARY
+
     path = folder / CONFIG
     unfinished = path.is_file() and not (folder / SUMMARY).exists()
     return unfinished and config.checkpoint.interval > 0 and path.read_text(encoding="utf-8") == dump(config)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from configs.flatten import flatten
 from configs.schema import Config
 from monitoring.recorder import Status, append_event, read_metrics
 
@@ -254,7 +255,8 @@ def _start_run(client: "MlflowClient", config: Config, run_dir: Path, uri: str) 
     experiment_id = _experiment(client, config.tracking.experiment, uri)
     run_id = client.create_run(experiment_id, run_name=config.run.name).info.run_id
     client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-    params = [Param(key, value[:6000]) for key, value in flatten(config.model_dump(mode="json", exclude={"tracking"}))]
+    values = flatten(config.model_dump(mode="json", exclude={"tracking"}))
+    params = [Param(key, _as_text(value)[:6000]) for key, value in values]
     for first in range(0, len(params), 100):  # MLflow's limits: 100 parameters a request, 6000 characters each
         client.log_batch(run_id, params=params[first : first + 100])
     id_file.write_text(run_id + "\n")
@@ -284,15 +286,9 @@ def _log_points(client: "MlflowClient", run_id: str, points: list[Point]) -> Non
         client.log_batch(run_id, metrics=[Metric(*point) for point in points])
 
 
-def flatten(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as (dotted key, text) pairs; lists as JSON."""
-    pairs: list[tuple[str, str]] = []
-    for key, value in section.items():
-        if isinstance(value, Mapping):
-            pairs += flatten(value, f"{prefix}{key}.")
-        else:
-            pairs.append((f"{prefix}{key}", json.dumps(value) if isinstance(value, list) else str(value)))
-    return pairs
+def _as_text(value: Any) -> str:
+    """A parameter's value for MLflow; lists as JSON."""
+    return json.dumps(value) if isinstance(value, list) else str(value)
 
 
 def _artifacts(run_dir: Path) -> Iterator[Path]:

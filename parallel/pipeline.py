@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
 
-from configs.schema import ParallelConfig
+from configs.schema import SINGLE_STAGE, ParallelConfig
 from parallel.topology import Topology
 
 SCHEDULES: dict[str, Any] = {
@@ -94,7 +94,7 @@ class Pipeline:
                     group=self.topology.pp_group,
                 )
             )
-        single = config.schedule in ("gpipe", "1f1b")
+        single = config.schedule in SINGLE_STAGE
         return SCHEDULES[config.schedule](
             pipeline_stages[0] if single else pipeline_stages,
             self.micro_batches,

@@ -5,6 +5,7 @@ from typing import Any
 
 from configs.describe import shown
 from configs.errors import CheckpointError
+from configs.flatten import flatten
 from configs.schema import Config
 from training.checkpoint.manifest import Manifest
 
@@ -67,15 +68,8 @@ def require_compatible(folder: Path, manifest: Manifest, config: Config, data_fi
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:
     """The values of FIXED by dotted key."""
-    values = _flatten(config)
+    values = dict(flatten(config))
     return {key: values[key] for key in values if any(f"{key}.".startswith(f"{fixed}.") for fixed in FIXED)}
-
-
-def _flatten(section: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key, value in section.items():
-        values |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return values
 
 
 def _line(key: str, then: object, now: object) -> str:
