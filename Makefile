@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
-.PHONY: help demo test test-all lint format lock clean
+.PHONY: help demo test test-all cluster cluster-stop lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what there is
@@ -23,6 +23,13 @@ test: $(VENV)/.installed  ## Run the tests, without the slow ones
 
 test-all: $(VENV)/.installed  ## Run every test
 	$(BIN)/pytest -n 2
+
+cluster: $(VENV)/.installed  ## Start a Slurm of four nodes on this machine, without root (cluster/README.md)
+	$(BIN)/python -m cluster install
+	$(BIN)/python -m cluster start
+
+cluster-stop:  ## Stop it, and every process of its jobs
+	$(BIN)/python -m cluster stop
 
 lint: $(VENV)/.installed  ## Check style and types
 	$(BIN)/ruff check

@@ -72,22 +72,26 @@ def sweep(
         study.dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"run.dir = {study.base.run.dir}: cannot write {study.dir}: {error.strerror}") from None
-    with _alone(study), _sigterm_interrupts():
-        finished = [trial for trial in study.trials if _is_finished(study, trial)]
-        pending = [trial for trial in study.trials if trial not in finished]
+    with alone(study), _sigterm_interrupts():
+        pending = unfinished(study)
         at_once = jobs or max(1, available_cores() // _processes(study))
-        _announce(console, study, len(finished), at_once)
-        with _study_run(study) as tracker:
-            pending = _prepare(study, pending, tracker)
-            with Display(console, len(study.trials), len(finished)) as display:
+        _announce(console, study, len(study.trials) - len(pending), at_once)
+        with study_run(study) as tracker:
+            pending = prepare(study, pending, tracker)
+            with Display(console, len(study.trials), len(study.trials) - len(pending)) as display:
                 failures = _run(study, pending, min(at_once, len(pending)), command, display)
             if len(failures) < len(study.trials):
                 console.print("drawing the report")
-                report.write(study.dir)
-                tracker.log(study.base.training.steps, study_metrics(analyse(study.dir)))
+                conclude(study.dir, study.base.training.steps, tracker)
             if failures:
                 raise LaunchError(_failed(study, failures))  # inside: the study's MLflow run has failed too
     return study.dir
+
+
+def conclude(study_dir: Path, steps: int, tracker: Tracker | NoTracker) -> None:
+    """Write the report of what has results, and log the study's own numbers."""
+    report.write(study_dir)
+    tracker.log(steps, study_metrics(analyse(study_dir)))
 
 
 def study_metrics(result: StudyResult) -> dict[str, float]:
@@ -178,7 +182,7 @@ def _outcome(trial: Trial, failure: dict[str, Any] | None, seconds: float) -> tu
     return "  ".join([*words, f"{seconds:.0f} s"]), ""
 
 
-def _is_finished(study: Study, trial: Trial) -> bool:
+def is_finished(study: Study, trial: Trial) -> bool:
     """Whether the trial has a result. Raises: ConfigError if the result is of another configuration."""
     if not (trial.config.run_dir / SUMMARY).exists():
         return False
@@ -200,7 +204,12 @@ def _settings(config: Config) -> dict[str, Any]:
     return dict(flatten(config.model_dump(mode="json", exclude={"tracking"})))
 
 
-def _prepare(study: Study, pending: Sequence[Trial], tracker: Tracker | NoTracker) -> list[Trial]:
+def unfinished(study: Study) -> list[Trial]:
+    """The trials without a result. Raises: ConfigError if a result is of another configuration."""
+    return [trial for trial in study.trials if not is_finished(study, trial)]
+
+
+def prepare(study: Study, pending: Sequence[Trial], tracker: Tracker | NoTracker) -> list[Trial]:
     """Write study.yaml and the configurations of the trials to run, as children of the study's MLflow run."""
     tracking = study.base.tracking
     uri = tracking.uri
@@ -216,10 +225,9 @@ def _prepare(study: Study, pending: Sequence[Trial], tracker: Tracker | NoTracke
 
 
 @contextlib.contextmanager
-def _study_run(study: Study) -> Iterator[Tracker | NoTracker]:
+def study_run(study: Study) -> Iterator[Tracker | NoTracker]:
     """The study's own MLflow run, parent of its trials' runs; failed if the sweep is interrupted or breaks."""
-    run = study.base.run.model_copy(update={"name": study.name})
-    tracker = Tracker.open(study.base.model_copy(update={"run": run}), study.dir)
+    tracker = open_study_run(study.base, study.name, study.dir)
     try:
         yield tracker
     except BaseException:
@@ -228,8 +236,15 @@ def _study_run(study: Study) -> Iterator[Tracker | NoTracker]:
     tracker.close("finished")
 
 
+def open_study_run(base: Config, name: str, study_dir: Path) -> Tracker | NoTracker:
+    """The study's MLflow run, begun or gone on with."""
+    run = base.run.model_copy(update={"name": name})
+    return Tracker.open(base.model_copy(update={"run": run}), study_dir)
+
+
 @contextlib.contextmanager
-def _alone(study: Study) -> Iterator[None]:
+def alone(study: Study) -> Iterator[None]:
+    """Hold the study's place. Raises: LaunchError if another sweep has it."""
     try:
         with FileLock(study.dir / ".lock", timeout=0):
             yield

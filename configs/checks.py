@@ -33,6 +33,7 @@ def check(config: Config) -> list[Problem]:
         *_batch(config, config.parallel.dp),
         *_optimizer(config),
         *_learning_rate(config),
+        *_init_from(config),
     ]
 
 
@@ -317,6 +318,19 @@ def _learning_rate(config: Config) -> Iterator[Problem]:
             f"must be at most {last} with schedule.kind = {schedule.kind} and training.steps = {steps}",
             schedule.warmup_steps,
             ("training.steps", "schedule.kind"),
+        )
+
+
+def _init_from(config: Config) -> Iterator[Problem]:
+    """A run that begins from itself is one that is continued; and --overwrite would delete what it begins from."""
+    source, folder = config.init_from, config.run_dir
+    if source is not None and source.resolve().is_relative_to(folder.resolve()):
+        yield Problem(
+            "init_from",
+            f"must be another run: this one's folder is {folder}; choose another run.name, or unset init_from to "
+            "continue it",
+            source,
+            ("run.name", "run.dir"),
         )
 
 

@@ -226,6 +226,8 @@ class Config(Section):
     monitoring: MonitoringConfig = MonitoringConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    init_from: Path | None = None
+    """Start from the weights of another run: its folder (the newest good checkpoint), or one of its checkpoints."""
 
     @property
     def run_dir(self) -> Path:

@@ -23,19 +23,21 @@ class Split:
 
     Opening checks the manifest, the file sizes, the index, and the end of a few documents; up to 256 MiB also the
     SHA-256 of every byte (`verify` does so at any size). Its time and memory do not grow with the data beyond that.
+    `peek` leaves out what needs megatron-core, which takes seconds to import: then no token can be read.
 
     Raises: DataError naming the file that is missing, damaged or not the manifest's.
     """
 
-    def __init__(self, folder: Path, name: SplitName) -> None:
+    def __init__(self, folder: Path, name: SplitName, *, peek: bool = False) -> None:
         self.folder, self.name = Path(folder), name
         self.manifest = read_manifest(folder)
         record = self.manifest.split(name)
         self.tokens, self.documents = record.tokens, record.documents
         _check_files(self.folder, self.manifest, name, hashed=record.bin.size + record.idx.size <= HASHED_SIZE)
-        self._indexed = open_indexed(self.folder / name)
         self._dtype = np.dtype(self.manifest.token_dtype)
-        self._check_documents()
+        if not peek:
+            self._indexed = open_indexed(self.folder / name)
+            self._check_documents()
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Tokens [start, start + count) as int64; document borders are crossed.

@@ -2,29 +2,12 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
-from configs.errors import ConfigError, LaunchError, SteadytrainError
-
-USER_ERROR, CRASH, DIVERGED, INTERRUPTED = 2, 1, 3, 130
-
-
-class Commands(TyperGroup):
-    """Turns the errors meant for users into their message on stderr and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except SteadytrainError as error:
-            typer.echo(str(error), err=True)
-            raise typer.Exit(CRASH if isinstance(error, LaunchError) else USER_ERROR) from None
-        except KeyboardInterrupt:
-            typer.echo("interrupted", err=True)
-            raise typer.Exit(INTERRUPTED) from None
-
+from configs.commands import DIVERGED, INTERRUPTED, Commands
+from configs.errors import ConfigError
 
 app = typer.Typer(
     cls=Commands,
@@ -164,6 +147,165 @@ def train(
 
 
 @app.command()
+def submit(
+    config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
+    ] = None,
+    cluster: Annotated[str, typer.Option(help="A site of configs/sites, or a site's YAML file.")] = "local",
+    nodes: Annotated[str | None, typer.Option(help="Nodes: 2, or 2-4 for as many as there are.")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(help="Processes on each node; default: its GPUs.")] = None,
+    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs on each node.")] = None,
+    cpus_per_task: Annotated[int | None, typer.Option(help="CPU cores of each process.")] = None,
+    mem_gb: Annotated[float | None, typer.Option(help="Memory of each node in GB.")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit: 90, 1:30:00 or 1-12:00.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition.")] = None,
+    account: Annotated[str | None, typer.Option(help="Account.")] = None,
+    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
+    constraint: Annotated[str | None, typer.Option(help="Features of the nodes.")] = None,
+    reservation: Annotated[str | None, typer.Option(help="Reservation.")] = None,
+    exclude: Annotated[str | None, typer.Option(help="Nodes not to be used.")] = None,
+    dependency: Annotated[str | None, typer.Option(help="Jobs to wait for, such as afterok:123.")] = None,
+    container: Annotated[str | None, typer.Option(help="Command put before Python; replaces the site's.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Failed attempts before it is given up.", min=0)] = None,
+    chain: Annotated[int, typer.Option(help="Queue so many jobs, each going on where the last stopped.", min=1)] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the batch script; queue nothing.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete a run of the same name first.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Refuse a run of the same name instead of continuing it.")
+    ] = False,
+) -> None:
+    """Submit a training to Slurm (or, with --cluster local, to this machine in the background).
+
+    It is saved and started again by itself when it is preempted, reaches its time limit or loses a node. What it runs
+    is a copy of code and configuration: later edits do not reach it.
+
+    \b
+    Examples:
+      steadytrain submit run.yaml --cluster mysite.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00
+      steadytrain submit run.yaml --cluster mysite.yaml --nodes 2 --dry-run
+      steadytrain submit configs/tiny.yaml parallel.tp=2 --tasks-per-node 2
+    """
+    from shlex import quote
+
+    from launcher.jobs.request import read_request
+
+    options = {
+        "nodes": nodes, "tasks_per_node": tasks_per_node, "gpus_per_node": gpus_per_node,
+        "cpus_per_task": cpus_per_task, "mem_gb": mem_gb, "time": time, "partition": partition, "account": account,
+        "qos": qos, "constraint": constraint, "reservation": reservation, "exclude": exclude, "dependency": dependency,
+    }  # fmt: skip
+    request = read_request(cluster, options, config, overrides or [], container=container)
+    from launcher.jobs import submit as jobs  # submitit is not needed to say what is wrong
+
+    if dry_run:
+        script = jobs.dry_run(request)
+        typer.echo(script)
+        jobs.validate(request, script)
+        return
+    submitted = jobs.submit(request, overwrite=overwrite, fresh=fresh, chain=chain, retries=retries)
+    run_dir = submitted.job.run_dir
+    begins = f"continues from {submitted.continued_from}" if submitted.continued_from else "begins"
+    typer.echo(
+        f"job {', '.join(submitted.job.ids)} on {cluster}: {run_dir} {begins}; steadytrain status {quote(run_dir)}"
+    )
+
+
+@app.command()
+def status(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            help="Folders of runs, of studies, or of several runs.", metavar="[PATH]...", show_default="runs"
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all fields, instead of a table.")] = False,
+) -> None:
+    """Say where runs stand: in the queue or running, how far, and what happened last; of one run, all its attempts.
+
+    \b
+    Examples:
+      steadytrain status
+      steadytrain status runs/tiny
+      steadytrain status runs/demo --json
+
+    Exit codes: 0 whatever the runs' states are, 2 no run there.
+    """
+    import json
+
+    from rich.console import Console
+
+    from launcher.jobs.status import WIDTH, records, report, statuses
+
+    asked = paths or [Path("runs")]
+    found = statuses(asked)
+    if as_json:
+        typer.echo(json.dumps(records(found), indent=2))
+        return
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    console.print(report(found, asked))
+
+
+@app.command()
+def logs(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    rank: Annotated[str, typer.Option(help="Which process; all: each line with its rank before it.")] = "0",
+    err: Annotated[bool, typer.Option("--err", help="Only what went to stderr: progress and errors.")] = False,
+    attempt: Annotated[int | None, typer.Option(help="Only this attempt, from 1.", show_default=False)] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job has ended for good, over all its attempts.")
+    ] = False,
+) -> None:
+    """Print what a job's processes wrote: stdout, then stderr, of all attempts.
+
+    \b
+    Examples:
+      steadytrain logs runs/tiny
+      steadytrain logs runs/tiny --rank 3 --err
+      steadytrain logs runs/tiny -f --rank all
+    """
+    from launcher.jobs.logs import follow_logs, print_logs
+
+    if rank != "all" and not rank.isdecimal():
+        raise ConfigError(f"--rank = {rank}: must be a rank from 0, or all")
+    if follow and attempt is not None:
+        raise ConfigError("command line: --follow, --attempt: only one of them; --follow goes over all attempts")
+    number = None if rank == "all" else int(rank)
+
+    def say(text: str) -> None:
+        typer.echo(text, nl=False)
+
+    if not follow:
+        print_logs(run, say, rank=number, errors_only=err, attempt=attempt)
+        return
+    try:
+        follow_logs(run, say, rank=number, errors_only=err)
+    except KeyboardInterrupt:  # the usual way to leave: nothing to be said about it
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def cancel(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Folders of runs, or of studies.", metavar="RUN...", show_default=False)
+    ],
+) -> None:
+    """End the jobs of runs, or of all trials of a study, queued or running; one that has ended stays as it is.
+
+    \b
+    Examples:
+      steadytrain cancel runs/tiny
+      steadytrain cancel runs/study
+    """
+    from launcher.jobs.cancel import cancel as cancel_jobs
+
+    for line in cancel_jobs(runs):
+        typer.echo(line)
+
+
+@app.command()
 def checkpoints(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum.")] = False,
@@ -201,18 +343,54 @@ def sweep(
         typer.Argument(help="Values that replace those of every trial.", metavar="[key.sub=value]..."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine holds.", min=1)] = None,
+    cluster: Annotated[
+        str | None, typer.Option(help="Queue the trials on this site instead, as an array of jobs.", show_default=False)
+    ] = None,
+    nodes: Annotated[str | None, typer.Option(help="Nodes of each trial (with --cluster).")] = None,
+    tasks_per_node: Annotated[int | None, typer.Option(help="Processes on each node (with --cluster).")] = None,
+    time: Annotated[str | None, typer.Option(help="Time limit of each trial (with --cluster).")] = None,
+    partition: Annotated[str | None, typer.Option(help="Partition (with --cluster).")] = None,
 ) -> None:
-    """Run a study's trials (recipes x learning rates x seeds) here; resumes where it stopped.
+    """Run a study's trials (recipes x learning rates x seeds) here or on a cluster; resumes where it stopped.
 
     \b
     Examples:
       steadytrain sweep configs/studies/demo.yaml --jobs 2
       steadytrain sweep configs/studies/demo.yaml run.dir=runs/short training.steps=20
+      steadytrain sweep configs/studies/demo.yaml --cluster mysite.yaml --jobs 8
     """
+    if cluster is not None:
+        _sweep_on(cluster, study, overrides or [], jobs, nodes, tasks_per_node, time, partition)
+        return
     from comparison.sweep import sweep
 
     folder = sweep(study, overrides or [], jobs=jobs)
     typer.echo(f"{folder}: study finished; its table and report: steadytrain compare {folder}")
+
+
+def _sweep_on(
+    cluster: str,
+    study: Path,
+    overrides: list[str],
+    jobs: int | None,
+    nodes: str | None,
+    tasks_per_node: int | None,
+    time: str | None,
+    partition: str | None,
+) -> None:
+    from launcher.jobs.sweep import sweep
+
+    options = {"nodes": nodes, "tasks_per_node": tasks_per_node, "time": time, "partition": partition}
+    swept = sweep(study, overrides, cluster, options, at_once=jobs)
+    kept = f", {swept.kept} have a result" if swept.kept else ""
+    kept += f", {swept.under_way} under way already" if swept.under_way else ""
+    if swept.compare_id is None:
+        typer.echo(f"{swept.study_dir}: nothing to queue{kept}")
+        return
+    typer.echo(
+        f"{len(swept.ids)} trials queued as job {swept.ids[0].split('_')[0]}{kept}; job {swept.compare_id} compares "
+        f"them at the end; steadytrain status {swept.study_dir}"
+    )
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """How a run ended, as its processes tell the launcher."""
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ class Outcome:
     def of(cls, summary: Any, run_dir: Path) -> "Outcome":
         """From a `training.run.Summary`."""
         loss = summary.val_loss
-        return cls(summary.status, None if loss is None else float(loss), str(run_dir))
+        known = loss is not None and not math.isnan(loss)  # a run that stopped early may not have been evaluated yet
+        return cls(summary.status, float(loss) if known else None, str(run_dir))
 
     def line(self) -> str:
         """The last line of `steadytrain train`."""

@@ -8,29 +8,37 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from configs.atomic import write_atomically
-from configs.errors import CheckpointError, ConfigError
+from configs.errors import CheckpointError, ConfigError, LaunchError
 from configs.load import dump
 from configs.schema import Config
 
 CONFIG = "config.yaml"
 LOGS = "logs"
-BEFORE_A_RUN = {CONFIG, LOGS}
+JOB = "job"
+BEFORE_A_RUN = {CONFIG, LOGS, JOB}
 """What a launch leaves that failed before its first step; the next one may use the folder."""
 
 
+def lock_path(folder: Path) -> Path:
+    """The lock of a run folder, beside it."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
 @contextmanager
-def alone(config: Config) -> Iterator[None]:
+def alone(config: Config, *, wait_s: float = 0) -> Iterator[None]:
     """Hold the run folder's place for the whole run, by a lock beside it that the system drops with the process.
 
-    Raises ConfigError if another process runs there, or the lock cannot be written.
+    `wait_s`: how long another process that is about to end may still hold it.
+    Raises ConfigError if another process runs there, or the lock cannot be written; LaunchError where it was waited
+    for: it may yet end, and another attempt succeed.
     """
     folder = config.run_dir
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+    lock = FileLock(lock_path(folder))
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=wait_s)
     except Timeout:
-        raise ConfigError(
+        raise (LaunchError if wait_s else ConfigError)(
             f"{folder}: a run is under way in it; wait for it or end it, or choose another run.name"
         ) from None
     except OSError as error:
@@ -41,11 +49,12 @@ def alone(config: Config) -> Iterator[None]:
         lock.release()
 
 
-def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
+def claim(config: Config, *, overwrite: bool, fresh: bool = False, again: bool = False) -> Path:
     """Make the run folder and write the resolved configuration into it; returns the configuration's path.
 
     A run that has checkpoints is continued, and one that was killed before its first begins again: the folder stays as
-    it is. `fresh` refuses that, `overwrite` deletes the run instead.
+    it is. `fresh` refuses that, `overwrite` deletes the run instead. `again` says that this is another attempt of the
+    run in the folder, which begins anew where it left no checkpoint.
 
     Raises:
         ConfigError: the folder holds a run that cannot be continued or must not be deleted, or cannot be written.
@@ -55,7 +64,10 @@ def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
         raise ConfigError("command line: --fresh, --overwrite: only one of them; --overwrite deletes the earlier run")
     folder = config.run_dir
     try:
+        _finish_deleting(folder)
         checkpoints = _checkpoints(folder)
+        if config.init_from is not None and (overwrite or not checkpoints):
+            _require_source(config)
         if checkpoints and fresh:
             raise ConfigError(
                 f"{folder}: holds checkpoints up to {checkpoints[0].name}; without --fresh the run is continued, "
@@ -63,7 +75,7 @@ def claim(config: Config, *, overwrite: bool, fresh: bool = False) -> Path:
             )
         if checkpoints and not overwrite:
             _require_same_training(checkpoints, config)
-        elif not overwrite and not fresh and _was_cut_short(folder, config):
+        elif again or (not overwrite and not fresh and _was_cut_short(folder, config)):
             pass  # nothing was saved yet: the same command begins again
         elif folder.exists() and {entry.name for entry in folder.iterdir()} - BEFORE_A_RUN:
             _clear(folder, overwrite=overwrite)
@@ -101,7 +113,7 @@ def _require_same_training(checkpoints: list[Path], config: Config) -> None:
     from training.checkpoint.resume import require_compatible
 
     training = config.training
-    fingerprint = Samples(config.data.sources, "train", training.sequence_length, training.seed).fingerprint
+    fingerprint = Samples(config.data.sources, "train", training.sequence_length, training.seed, peek=True).fingerprint
     for checkpoint in checkpoints:
         with suppress(CheckpointError):
             manifest = store.read_manifest(checkpoint)
@@ -109,6 +121,13 @@ def _require_same_training(checkpoints: list[Path], config: Config) -> None:
     else:
         return
     require_compatible(checkpoint, manifest, config, fingerprint)
+
+
+def _require_source(config: Config) -> None:
+    """Before a run is deleted and processes start: is there what the new one begins from?"""
+    from training.checkpoint.source import check_before_launch
+
+    check_before_launch(config)
 
 
 def _clear(folder: Path, *, overwrite: bool) -> None:
@@ -123,4 +142,18 @@ def _clear(folder: Path, *, overwrite: bool) -> None:
             f"{folder}: holds a run already, without a checkpoint to continue it from (checkpoint.interval sets when "
             "they are saved); choose another run.name, or delete it with --overwrite"
         )
-    shutil.rmtree(folder)
+    if folder.is_symlink():
+        raise ConfigError(f"{folder}: is a link to {folder.resolve()}, which is not deleted; choose another run.name")
+    # The name goes first: a kill on the way leaves no half of a run that the next command would go on with.
+    folder.rename(_deleted_path(folder))
+    _finish_deleting(folder)
+
+
+def _finish_deleting(folder: Path) -> None:
+    """What a kill left of a deleted run."""
+    if _deleted_path(folder).exists():
+        shutil.rmtree(_deleted_path(folder))
+
+
+def _deleted_path(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.deleted")

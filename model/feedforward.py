@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from configs.schema import ModelConfig
 from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear
 
+MATRICES = {"separate": (("gate",), ("up",)), "fused": (("gate", "up"),)}
+
 
 class GeluFeedForward(nn.Module):
     """GELU(x W_upᵀ) W_downᵀ: (B, t, D) -> (B, t, D)."""
@@ -29,9 +31,13 @@ class SwigluFeedForward(nn.Module):
     def __init__(self, name: str, config: ModelConfig, spec: LinearSpec, *, output_std: float) -> None:
         super().__init__()
         inner, hidden = config.inner_size, config.hidden_size
-        matrices = (("gate",), ("up",)) if config.reparam.gate_up == "separate" else (("gate", "up"),)
         self.gate_up = ColumnParallelLinear(
-            f"{name}.gate_up", hidden, {"gate": inner, "up": inner}, spec, std=config.init_std, matrices=matrices
+            f"{name}.gate_up",
+            hidden,
+            {"gate": inner, "up": inner},
+            spec,
+            std=config.init_std,
+            matrices=MATRICES[config.reparam.gate_up],
         )
         self.down = RowParallelLinear(f"{name}.down", inner, hidden, spec, std=output_std)
 

@@ -29,7 +29,7 @@ from configs.errors import DataError
 METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
 NON_FINITE = ("nan", "inf", "-inf")
 
-Status = Literal["finished", "diverged", "failed"]
+Status = Literal["finished", "diverged", "stopped", "failed"]
 Record = dict[str, Any]
 
 

@@ -32,10 +32,12 @@ STATUS_TAG = "steadytrain.status"
 ARTIFACTS = ("config.yaml", "study.yaml", "summary.json", "events.jsonl", "report.html", "*.png")
 FLUSH_SECONDS = 2.0
 CLOSE_SECONDS = 60.0
+STOP_SECONDS = 5.0  # a stopped run is about to be killed; what was not sent is sent when it goes on
 UI_KIND = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on runs and charts, not on chat traces
 BATCH = 1000  # MLflow's limit for one request
 MAX_PENDING = 200_000  # points kept while a store is out of reach; later ones are in metrics.jsonl only
-MLFLOW_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "failed": "FAILED"}  # `diverged` is kept as a tag
+MLFLOW_STATUS = {"finished": "FINISHED", "diverged": "FAILED", "stopped": "KILLED", "failed": "FAILED"}
+"""Ours is kept as a tag. A run that stopped to be started again is RUNNING once more when it is."""
 
 Point = tuple[str, float, int, int]  # key, value, timestamp in ms, step: the order of mlflow.entities.Metric
 
@@ -93,12 +95,13 @@ class Tracker:
         return self._run_id
 
     def close(self, status: Status) -> None:
-        """Send what is left, the artifacts and the status; waits at most a minute."""
+        """Send what is left, the artifacts and the status; waits at most a minute, of a stopped run some seconds."""
         self._status = status
         self._closing.set()
-        self._thread.join(CLOSE_SECONDS)
+        seconds = STOP_SECONDS if status == "stopped" else CLOSE_SECONDS
+        self._thread.join(seconds)
         if self._thread.is_alive():
-            self._report(f"not reached within {CLOSE_SECONDS:.0f} s of the end")
+            self._report(f"not reached within {seconds:.0f} s of the end")
 
     def _work(self) -> None:
         closing = False
@@ -207,15 +210,27 @@ def mark_failed(config: Config, run_dir: Path) -> None:
 
     Raises: nothing; a store that fails is reported on stderr.
     """
+    _mark(config, run_dir, "failed", "FAILED", instead_of=("RUNNING",))
+
+
+def mark_cancelled(config: Config, run_dir: Path) -> None:
+    """Close the MLflow run of a job that was cancelled, also one that stopped to go on; a finished one stays.
+
+    Raises: nothing; a store that fails is reported on stderr.
+    """
+    _mark(config, run_dir, "cancelled", "KILLED", instead_of=("RUNNING", "KILLED"))
+
+
+def _mark(config: Config, run_dir: Path, tag: str, status: str, *, instead_of: tuple[str, ...]) -> None:
     id_file = run_dir / RUN_ID
     if config.tracking.kind == "none" or not id_file.exists():
         return
     uri, run_id = tracking_uri(config), id_file.read_text().strip()
     try:
         client = connect(uri)
-        if client.get_run(run_id).info.status == "RUNNING":
-            client.set_tag(run_id, STATUS_TAG, "failed")
-            client.set_terminated(run_id, status="FAILED")
+        if client.get_run(run_id).info.status in instead_of:
+            client.set_tag(run_id, STATUS_TAG, tag)
+            client.set_terminated(run_id, status=status)
     except Exception as error:  # noqa: BLE001 (as in `Tracker._work`)
         sys.stderr.write(_without_password(f"MLflow at {uri}: {_one_line(error)}") + "\n")
 

@@ -56,9 +56,7 @@ def start(config: ParallelConfig, device: str = "auto") -> Topology:
     Raises:
         ConfigError: the device is not there, or the world size is not tp x pp x dp.
     """
-    torch_device = _device(device)
-    if not dist.is_initialized():
-        _init_process_group(torch_device)
+    torch_device = join(device)
     world_size = dist.get_world_size()
     model_size = config.tp * config.pp
     dp_size = config.dp or max(1, world_size // model_size)
@@ -91,6 +89,27 @@ def start(config: ParallelConfig, device: str = "auto") -> Topology:
         dp_group=state.get_data_parallel_group(),
         model_group=state.get_model_parallel_group(),
     )
+
+
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective may wait for other ranks: a save or an evaluation may keep them."""
+
+
+def join(device: str, timeout: timedelta = TIMEOUT) -> torch.device:
+    """Join the process group, unless that was done; the device of this process. Raises ConfigError: no such device.
+
+    `timeout` holds for joining and until `be_patient` says otherwise.
+    """
+    torch_device = _device(device)
+    if not dist.is_initialized():
+        _init_process_group(torch_device, timeout)
+    return torch_device
+
+
+def be_patient(timeout: timedelta | None = None) -> None:
+    """From here on, collectives of the whole world wait so long; default: as long as training needs."""
+    # torch has no public way to change the timeout of a group that exists.
+    dist.distributed_c10d._set_pg_timeout(timeout or TIMEOUT)
 
 
 def stop() -> None:
@@ -127,9 +146,9 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _init_process_group(device: torch.device) -> None:
+def _init_process_group(device: torch.device, timeout: timedelta) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" in os.environ and "MASTER_ADDR" in os.environ:
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timeout)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import slurm, slurm_session
+
+__all__ = ["slurm", "slurm_session"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell's background job: the processes we interrupt inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,6 +1,7 @@
 """From a resolved configuration to this rank's part of the model, ready to step.
 
-The order is always the same: layers of this rank's stages -> spectral start -> optimizer -> pipeline -> engine.
+The order is always the same: layers of this rank's stages -> another run's weights, if it starts from them -> spectral
+start -> optimizer -> pipeline -> engine.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from parallel.loss import VocabParallelLoss
 from parallel.pipeline import Pipeline, stage_indices, stage_layers
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
+from training.checkpoint.weights import InitialWeights
 from training.optimizer import build_optimizer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -68,16 +70,22 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
     ]
 
 
-def build_trainer(config: Config, topology: Topology, vocab_size: int) -> Trainer:
-    """Everything one rank needs to train; collective.
+def build_trainer(
+    config: Config, topology: Topology, vocab_size: int, weights: InitialWeights | None = None
+) -> Trainer:
+    """Everything one rank needs to train, from `weights` or, without them, from random ones; collective.
 
     Raises:
         ConfigError: a reparametrised matrix starts at zero.
+        CheckpointError: `weights` are not this model's.
     """
     chunks = build_chunks(config, topology, vocab_size)
     linears = [(name, m) for chunk in chunks for name, m in chunk.named_modules() if isinstance(m, ShardedLinear)]
     spectral = SpectralReparam(linears, topology.tensor)
-    spectral.start(config.model.reparam, config.training.seed)
+    if weights is None:
+        spectral.start(config.model.reparam, config.training.seed)
+    else:
+        weights.load(chunks, spectral, config, topology)
     parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
     optimizer = build_optimizer(parameters, config.optimizer, topology.device)
     pipeline = _build_pipeline(config, topology, chunks, vocab_size)

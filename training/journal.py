@@ -2,18 +2,18 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
 from configs.schema import Config
 from monitoring.measure import Measurement
-from monitoring.recorder import Recorder, last_metrics
+from monitoring.recorder import Recorder, last_metrics, read_summary
 from monitoring.tracker import Tracker
 from training.checkpoint.saver import Resumed
 from training.progress import TrainingProgress
 
-Status = Literal["finished", "diverged"]
+Status = Literal["finished", "diverged", "stopped"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Journal:
         self._last: dict[str, float] = resumed.journal["last"] if resumed else {}
         self._initial_loss: float = resumed.journal["initial_loss"] if resumed else math.nan
         self._first_step = self._steps = resumed.step if resumed else 0
+        self._earlier_end = read_summary(config.run_dir) if enabled and resumed is not None else None
         if self._recorder is not None and resumed is not None:
             self._recorder.resume(resumed.step)
             self._recorder.event(resumed.step, "resume", resumed.message)
@@ -93,6 +94,11 @@ class Journal:
             what = "loss" if not math.isfinite(loss) else "gradient norm"
             self._recorder.event(step, "diverged", f"{what} is not finite", loss=loss, grad_norm=grad_norm)
 
+    def stopping(self, step: int, reason: str | None) -> None:
+        """Record that training ends early, after update `step`; `reason`: what this rank was told, if it was."""
+        if self._recorder is not None:
+            self._recorder.event(step, "stop", reason or "another rank was asked to stop")
+
     def report(self, step: int, kind: str, message: str) -> None:
         """Record what a checkpoint's writer says, from its thread."""
         if self._recorder is not None:
@@ -105,7 +111,7 @@ class Journal:
         return {"initial_loss": self._initial_loss, "last": self._last}
 
     def finish(self, status: Status, val_loss: float) -> Summary:
-        """Write the summary and close the record."""
+        """Write the summary and close the record; a run that stopped early has no summary, since it goes on."""
         wall_s = time.perf_counter() - self._started
         summary = Summary(
             status=status,
@@ -119,7 +125,13 @@ class Journal:
             wall_s=wall_s,
             parameters=self._parameters,
         )
+        if self._earlier_end is not None and self._earlier_end["steps"] == self._first_step == self._steps:
+            # Nothing was left to do: how fast the run went is known from when it was done.
+            summary = replace(
+                summary, tokens_per_s=self._earlier_end["tokens_per_s"], wall_s=self._earlier_end["wall_s"]
+            )
         if self._recorder is not None:
-            self._recorder.summary(asdict(summary))
+            if status != "stopped":
+                self._recorder.summary(asdict(summary))
             self._recorder.close(status)
         return summary

@@ -1,22 +1,43 @@
-"""Numbers that live on some ranks, carried to all."""
+"""What only some ranks know, carried to all."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from configs.errors import SteadytrainError
 from parallel.pipeline import Pipeline
 from parallel.topology import Topology
+
+Answer = TypeVar("Answer")
 
 
 def mean_loss(loss: Tensor, pipeline: Pipeline, topology: Topology) -> float:
     """The loss of the whole batch, on every rank: from the last stages, averaged over data-parallel ranks."""
-    counts = pipeline.holds_loss and topology.tensor.rank == 0
-    total = loss.detach().clone().double() if counts else torch.zeros((), dtype=torch.float64, device=topology.device)
+    total = _own_term(loss, pipeline, topology)
     if topology.world_size > 1:
         dist.all_reduce(total)
     return total.item() / topology.dp_size
+
+
+def mean_loss_and_stop(
+    loss: Tensor, pipeline: Pipeline, topology: Topology, *, stop_requested: bool
+) -> tuple[float, bool]:
+    """As `mean_loss`, and whether any rank was asked to stop: both in one reduction, the same on every rank."""
+    own = _own_term(loss, pipeline, topology)
+    total = torch.stack([own, torch.full_like(own, float(stop_requested))])
+    if topology.world_size > 1:
+        dist.all_reduce(total)
+    sum_of_losses, requests = total.tolist()
+    return sum_of_losses / topology.dp_size, requests > 0
+
+
+def _own_term(loss: Tensor, pipeline: Pipeline, topology: Topology) -> Tensor:
+    """This rank's term of the sum of losses, in fp64: the last stage's on its first tensor-parallel rank, else 0."""
+    counts = pipeline.holds_loss and topology.tensor.rank == 0
+    return loss.detach().clone().double() if counts else torch.zeros((), dtype=torch.float64, device=topology.device)
 
 
 def count_parameters(parameters: Iterable[nn.Parameter], topology: Topology) -> int:
@@ -25,3 +46,18 @@ def count_parameters(parameters: Iterable[nn.Parameter], topology: Topology) -> 
     total = torch.tensor([mine], device=topology.device)
     dist.all_reduce(total, group=topology.model_group)
     return int(total.item())
+
+
+def from_logging_rank(topology: Topology, ask: Callable[[], Answer]) -> Answer:
+    """The logging rank's answer on every rank, or its error."""
+    answer: list[Any] = [None]
+    if topology.is_logging_rank:
+        try:
+            answer = [ask()]
+        except SteadytrainError as error:
+            answer = [error]
+    if topology.world_size > 1:
+        dist.broadcast_object_list(answer, src=0)
+    if isinstance(answer[0], SteadytrainError):
+        raise answer[0]
+    return answer[0]

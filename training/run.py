@@ -13,34 +13,42 @@ from parallel.topology import Topology
 from training.batches import Batches
 from training.build import build_trainer
 from training.checkpoint.saver import Checkpoints
+from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
-from training.reductions import count_parameters, mean_loss
+from training.reductions import count_parameters, mean_loss_and_stop
 from training.schedule import learning_rate
+from training.stop import Stop
 
 
-def train(config: Config) -> Summary:
+def train(config: Config, stop: Stop | None = None) -> Summary:
     """Train, as one rank of the launcher's process group, what `config` (resolved for its size) says.
+
+    When any rank's `stop` is requested, all leave after the same step, with a checkpoint of it.
 
     Raises:
         ConfigError, DataError: before anything is trained or written.
     """
     topology = topologies.start(config.parallel, config.training.device)
     try:
-        summary = run(config, topology)
+        summary = run(config, topology, stop or Stop())
     except BaseException:
         topologies.abandon()
         raise
-    topologies.stop()
+    if summary.status == "stopped":
+        topologies.abandon()  # a save that was given up may still be talking; the process is about to end
+    else:
+        topologies.stop()
     return summary
 
 
-def run(config: Config, topology: Topology) -> Summary:
+def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     """The loop. Step counts from 0 here; records count updates done, from 1."""
     training, steps = config.training, config.training.steps
     samples = Samples(config.data.sources, "train", training.sequence_length, training.seed)
     batches = Batches(samples, training.global_batch_size, topology)
-    trainer = build_trainer(config, topology, samples.vocab_size)
+    weights = initial_weights(config, topology, samples)  # of another run; None: random, or this run's checkpoint
+    trainer = build_trainer(config, topology, samples.vocab_size, weights)
     attention = AttentionMonitor(trainer.attention_layers(), topology)
     evaluator = Evaluator(config, topology, trainer.pipeline)
     checkpoints = Checkpoints(config, topology, trainer, samples.fingerprint)
@@ -49,9 +57,11 @@ def run(config: Config, topology: Topology) -> Summary:
     status: Status = "finished"
     val_loss = resumed.val_loss if resumed else math.nan
 
-    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal:
+    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal, checkpoints:
+        if weights is not None:
+            journal.report(0, "init_from", weights.message(config))
         for step in range(resumed.step if resumed else 0, steps):
-            started = time.perf_counter()
+            started, stop.step = time.perf_counter(), step + 1
             measuring = _is_due(step, steps, config.monitoring.interval, first=True)
             lr = learning_rate(step, config.optimizer.lr, steps, config.schedule)
             tokens_BT, targets_BT = batches.step(step)  # a function of (seed, step): no other state
@@ -62,7 +72,9 @@ def run(config: Config, topology: Topology) -> Summary:
                 trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
             grad_norm = trainer.engine.step(lr)  # clip, ZeRO, AdamW on the fp32 weights
             trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
-            loss = mean_loss(loss_here, trainer.pipeline, topology)  # the same number on every rank
+            loss, stopping = mean_loss_and_stop(  # the same on every rank
+                loss_here, trainer.pipeline, topology, stop_requested=stop.requested
+            )
             seconds = time.perf_counter() - started
 
             measured = measure(attention, trainer.spectral, topology, training.sequence_length) if measuring else None
@@ -83,11 +95,20 @@ def run(config: Config, topology: Topology) -> Summary:
                 status = "diverged"
                 journal.diverged(step + 1, loss, grad_norm)
                 break
-            if checkpoints.due(step + 1):
-                checkpoints.save(
-                    step + 1, val_loss, journal.state(), journal.report
-                )  # waits for a copy, not for a disk
-        checkpoints.wait()
+            stopping = stopping and step + 1 < steps
+            if stopping or checkpoints.due(step + 1):
+                val_loss_now = val_loss if evaluating else math.nan  # an older one is not this checkpoint's
+                limit = stop.seconds_left() if stopping else None  # only a stop that all ranks agreed on
+                # Waits for a copy, not for a disk.
+                checkpoints.save(step + 1, val_loss_now, journal.state(), journal.report, limit)
+            if stopping:
+                status = "stopped"
+                journal.stopping(step + 1, stop.reason)
+                break
+        if resumed and resumed.step == steps and math.isnan(val_loss):
+            val_loss = evaluator.loss()  # training.steps now ends where a run saved without evaluating
+        if not checkpoints.wait(stop.seconds_left() if status == "stopped" else None):
+            journal.report(stop.step, "checkpoint_failed", "not written within the grace time: given up")
         return journal.finish(status, val_loss)
 
 

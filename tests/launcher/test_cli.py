@@ -12,7 +12,7 @@ from configs.errors import DataError, LaunchError
 from launcher.cli import app
 from launcher.outcome import Outcome
 
-HEAVY = ("torch", "mlflow", "sentencepiece", "matplotlib", "megatron", "deepspeed", "numpy")
+HEAVY = ("torch", "mlflow", "sentencepiece", "matplotlib", "megatron", "deepspeed", "numpy", "submitit")
 ROOT = Path(__file__).parents[2]
 
 
@@ -26,10 +26,12 @@ def run(*arguments: str):
         ["--help"],
         ["prepare", "--help"],
         ["train", "--help"],
+        ["submit", "--help"],
         ["sweep", "--help"],
         ["compare", "--help"],
         ["checkpoints", "--help"],
         ["train", "x"],
+        ["submit", "x"],
         ["checkpoints", "x"],
     ],
     ids=" ".join,
@@ -46,7 +48,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments, tmp_path):
     assert result.stdout.endswith("heavy: []\n"), result
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "checkpoints", "sweep", "compare"])
+@pytest.mark.parametrize("command", ["prepare", "train", "submit", "checkpoints", "sweep", "compare"])
 def test_help_has_an_example(command):
     result = run(command, "--help")
     assert result.exit_code == 0

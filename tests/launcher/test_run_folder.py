@@ -1,12 +1,14 @@
 """Two runs never share a folder, a run with checkpoints is continued, and nothing but a run is deleted."""
 
+import shutil
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from configs.errors import CheckpointError, ConfigError, DataError
+from configs.errors import CheckpointError, ConfigError, DataError, LaunchError
 from configs.load import load
 from configs.schema import Config
 from data.prepare import prepare
@@ -140,6 +142,25 @@ def test_overwrite_deletes_checkpoints_too(checkpointed):
     assert sorted(entry.name for entry in checkpointed.run_dir.iterdir()) == ["config.yaml", "logs"]
 
 
+def test_a_kill_while_a_run_is_deleted_leaves_no_half_of_it(checkpointed):
+    """The next command, with or without --overwrite, begins anew and does not go on from what was to be gone."""
+    with mock.patch.object(shutil, "rmtree", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        claim(checkpointed, overwrite=True)
+    assert not checkpointed.run_dir.exists()
+    claim(checkpointed, overwrite=False)
+    assert {path.name for path in checkpointed.run_dir.iterdir()} <= {"config.yaml", "logs"}
+    assert [path.name for path in checkpointed.run_dir.parent.iterdir() if path.name.endswith(".deleted")] == []
+
+
+def test_a_link_to_a_run_is_not_overwritten(checkpointed, tmp_path):
+    run = tmp_path / "elsewhere"
+    checkpointed.run_dir.rename(run)
+    checkpointed.run_dir.symlink_to(run)
+    with pytest.raises(ConfigError, match="is a link to"):
+        claim(checkpointed, overwrite=True)
+    assert (run / "checkpoints").is_dir()
+
+
 def test_only_runs_are_deleted(config):
     config.run_dir.mkdir(parents=True)
     (config.run_dir / "thesis.tex").write_text("years")
@@ -164,6 +185,8 @@ def test_two_runs_at_once_do_not_share_a_folder(config):
     under_way = pytest.raises(ConfigError, match=r"^runs/a: a run is under way in it; wait for it or end it, or choose")
     with alone(config), under_way, alone(config):
         pass
+    with pytest.raises(LaunchError, match="a run is under way in it"), alone(config), alone(config, wait_s=0.1):
+        pass  # waited for in vain: it may yet end
     with alone(config):  # free again
         claim(config, overwrite=False)
 

@@ -12,7 +12,15 @@ import pytest
 from configs.schema import Config, DataConfig, DataSource, RunConfig, TrackingConfig
 from monitoring import tracker
 from monitoring.recorder import Recorder, read_events, read_metrics
-from monitoring.tracker import NoTracker, Tracker, default_uri, mark_failed, tracking_uri, ui_command
+from monitoring.tracker import (
+    NoTracker,
+    Tracker,
+    default_uri,
+    mark_cancelled,
+    mark_failed,
+    tracking_uri,
+    ui_command,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -176,6 +184,24 @@ def test_a_killed_run_is_closed_afterwards_and_an_ended_one_left_alone(tmp_path:
     killed.close("finished")
     mark_failed(config, config.run_dir)
     assert stored_run(config)[0].info.status == "FINISHED"
+
+
+def test_a_cancelled_run_is_closed_also_after_it_stopped_and_a_finished_one_left_alone(tmp_path: Path):
+    config = config_in(tmp_path)
+    stopped = Tracker.open(config, config.run_dir)
+    assert stopped.run_id() is not None
+    stopped.close("stopped")
+    mark_cancelled(config, config.run_dir)
+    run = stored_run(config)[0]
+    assert (run.info.status, run.data.tags["steadytrain.status"]) == ("KILLED", "cancelled")
+    again = Tracker.open(config, config.run_dir)
+    assert again.run_id() is not None
+    mark_cancelled(config, config.run_dir)
+    assert stored_run(config)[0].info.status == "KILLED"
+    again.close("finished")
+    mark_cancelled(config, config.run_dir)
+    run = stored_run(config)[0]
+    assert (run.info.status, run.data.tags["steadytrain.status"]) == ("FINISHED", "finished")
 
 
 START = """

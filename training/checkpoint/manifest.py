@@ -5,7 +5,6 @@ here executes what a file says: the manifest is JSON, every other file must have
 """
 
 import hashlib
-import io
 import os
 import re
 import stat
@@ -58,10 +57,10 @@ class Manifest(Section):
 
 
 def describe(path: Path) -> FileRecord:
-    """Bring a file to the disk and measure it. Raises OSError."""
+    """Read a file and measure it. Raises OSError."""
     with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return FileRecord(sha256=_sha256(file), size=os.fstat(file.fileno()).st_size)
+        checksum = hashlib.file_digest(file, "sha256").hexdigest()  # in blocks: a shard may be larger than memory
+        return FileRecord(sha256=checksum, size=os.fstat(file.fileno()).st_size)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -124,10 +123,6 @@ def verify(folder: Path, *, read_bytes: bool) -> Manifest:
     return manifest
 
 
-def _sha256(file: io.BufferedReader) -> str:
-    return hashlib.file_digest(file, "sha256").hexdigest()  # in blocks: a shard may be larger than memory
-
-
 def _regular_file_size(path: Path) -> int:
     try:
         status = path.lstat()
@@ -151,11 +146,10 @@ def _check_header(path: Path) -> None:
 
 def _check_bytes(path: Path, record: FileRecord) -> None:
     try:
-        with path.open("rb") as file:
-            found = _sha256(file)
+        found = describe(path)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if found != record.sha256:
+    if found != record:
         raise CheckpointError(f"{path}: changed since it was written: its checksum does not match {MANIFEST}")
 
 

@@ -25,7 +25,7 @@ IN_THE_FINGERPRINT = ("training.seed", "training.sequence_length")
 MAY_CHANGE = (
     "parallel.*, training.steps, micro_batch_size, precision, recompute, eval_interval, eval_samples and device, "
     "optimizer.lr, betas, eps, weight_decay and clip, schedule.*, monitoring.*, checkpoint.*, tracking.*, run.*, "
-    "and data.sources.*.path for a copy of the same data"
+    "init_from, and data.sources.*.path for a copy of the same data"
 )
 
 NOT_SET = object()
@@ -37,10 +37,9 @@ def changes(manifest: Manifest, config: Config, data_fingerprint: str) -> list[s
     Where data lie may change, what they are may not: they are compared by fingerprint (`data.samples.Samples`), which
     tells nothing about them once seed or sequence length differ.
     """
-    then, now = _fixed(manifest.config), _fixed(config.model_dump(mode="json"))
-    changed = [key for key in (then | now) if then.get(key, NOT_SET) != now.get(key, NOT_SET)]
-    lines = [_line(key, then.get(key, NOT_SET), now.get(key, NOT_SET)) for key in changed]
-    if manifest.data_fingerprint != data_fingerprint and not set(changed) & set(IN_THE_FINGERPRINT):
+    changed = differences(_fixed(manifest.config), _fixed(config.model_dump(mode="json")))
+    lines = list(changed.values())
+    if manifest.data_fingerprint != data_fingerprint and not changed.keys() & set(IN_THE_FINGERPRINT):
         lines.append(_data_line(manifest, config, data_fingerprint))
     return lines
 
@@ -64,6 +63,12 @@ def require_compatible(folder: Path, manifest: Manifest, config: Config, data_fi
             ]
         )
     )
+
+
+def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """For each dotted key of which a checkpoint (`then`) has another value than `now`, the line that says so."""
+    pairs = {key: (then.get(key, NOT_SET), now.get(key, NOT_SET)) for key in then | now}
+    return {key: _line(key, before, after) for key, (before, after) in pairs.items() if before != after}
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

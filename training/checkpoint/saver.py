@@ -1,23 +1,26 @@
 """Saving beside training and resuming, for all ranks together.
 
-A save copies this rank's share of the state to host memory and returns; a thread writes it. The thread speaks over a
-process group of its own, so that its collectives never meet training's. One save at a time: the next waits for it.
+A save copies this rank's share of the state to host memory and returns; a thread writes it. With
+`checkpoint.asynchronous: false` training waits for the write, and nothing is copied. The thread speaks over a process
+group of its own, so that its collectives never meet training's. One save at a time: the next waits for it.
 """
 
 import math
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader
 
-from configs.errors import CheckpointError, SteadytrainError
+from configs.errors import CheckpointError
 from configs.schema import Config
 from parallel.topology import Topology
 from training.build import Trainer
@@ -25,6 +28,8 @@ from training.checkpoint import store
 from training.checkpoint.resume import require_compatible
 from training.checkpoint.state import TrainingState
 from training.checkpoint.store import FileRecord, Manifest
+from training.checkpoint.writer import ShardWriter
+from training.reductions import from_logging_rank
 
 Report = Callable[[int, str, str], None]
 """Told (step, `checkpoint` or `checkpoint_failed`, one line) on the logging rank, from any thread."""
@@ -48,33 +53,62 @@ class Checkpoints:
         self._folder = config.run_dir / store.FOLDER
         self._fingerprint = data_fingerprint
         self._state = TrainingState(trainer, topology)
-        self._group = dist.new_group(backend="gloo") if config.checkpoint.interval else None
+        self._group = dist.new_group(backend="gloo")
         self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Left by an exception, a process that trains alone ends its save: the process group is about to go.
+
+        One of many must not wait: the ranks that it would wait for may be gone.
+        """
+        if kind is not None and self._topology.world_size == 1:
+            self.wait()
 
     def due(self, updates: int) -> bool:
         """Whether to save after this many updates: every `checkpoint.interval`, and at the end."""
         interval = self._config.checkpoint.interval
         return interval > 0 and (updates % interval == 0 or updates == self._config.training.steps)
 
-    def save(self, updates: int, val_loss: float, journal: dict[str, Any], report: Report) -> None:
-        """Save the state after `updates` steps. A write that fails is reported and is no checkpoint; nothing raises."""
-        self.wait()
-        tensors = self._state.to_save()
+    def save(
+        self, updates: int, val_loss: float, journal: dict[str, Any], report: Report, seconds: float | None = None
+    ) -> None:
+        """Save the state after `updates` steps. A write that fails is reported and is no checkpoint; nothing raises.
+
+        Returns when training may go on: the state is copied or, if not asynchronous, committed. With `seconds`, after
+        that time in any case, as `wait` will then tell: the process must end.
+        """
+        if not self.wait(seconds):
+            return  # the save before this one is still being written
+        asynchronous = self._config.checkpoint.asynchronous
+        tensors = self._state.copy_to_save() if asynchronous else self._state.to_save()
         manifest = {
             "step": updates,
             "val_loss": val_loss if math.isfinite(val_loss) else None,
             "journal": journal,
         }
-        self._thread = threading.Thread(target=self._write, args=(tensors, manifest, report), name="checkpoint")
+        settled = threading.Event()
+        self._thread = threading.Thread(
+            target=self._write, args=(tensors, manifest, report, settled), name="checkpoint"
+        )
         self._thread.start()
-        if not self._config.checkpoint.asynchronous:
-            self.wait()
+        if not asynchronous:
+            settled.wait(seconds)
 
-    def wait(self) -> None:
-        """Until the save under way is a checkpoint, or has failed."""
+    def wait(self, seconds: float | None = None) -> bool:
+        """Until the save under way is a checkpoint or has failed, and older ones are deleted.
+
+        False if it has not come to an end within `seconds`: what it has written is then no checkpoint, and never will
+        be if the process ends, which it must, since the save still uses the process group.
+        """
         if self._thread is not None:
-            self._thread.join()
+            self._thread.join(seconds)
+            if self._thread.is_alive():
+                return False
             self._thread = None
+        return True
 
     def resume(self) -> Resumed | None:
         """Load the newest good checkpoint of the run folder; None if there is none at all.
@@ -82,69 +116,50 @@ class Checkpoints:
         Raises:
             CheckpointError: there are checkpoints but no good one, or they are of another model, seed, batch or data.
         """
-        choice = self._choose()
+        choice = from_logging_rank(self._topology, self._choose)
         if choice is None:
             return None
         path, manifest, passed_over = choice
         try:
             dcp.load(self._state.to_load(), storage_reader=HuggingFaceStorageReader(str(path)))
         except dcp.api.CheckpointException as error:
-            raise CheckpointError(f"{path}: does not hold this model's state: {_first_line(error)}") from None
+            raise CheckpointError(f"{path}: does not hold this model's state: {_first_failure(error)}") from None
         self._state.loaded(manifest.step)
         message = "; ".join([f"continued from {path.name}", *passed_over])
         val_loss = math.nan if manifest.val_loss is None else manifest.val_loss
         return Resumed(manifest.step, val_loss, manifest.journal, message)
 
     def _choose(self) -> tuple[Path, Manifest, list[str]] | None:
-        """The logging rank's choice, on every rank; its error too."""
-        answer: list[Any] = [None]
-        if self._topology.is_logging_rank:
-            try:
-                choice = store.newest_good(self._folder)
-                if choice is not None:
-                    require_compatible(choice[0], choice[1], self._config, self._fingerprint)
-                answer = [choice]
-            except SteadytrainError as error:
-                answer = [error]
-        if self._topology.world_size > 1:
-            dist.broadcast_object_list(answer, src=0)
-        if isinstance(answer[0], SteadytrainError):
-            raise answer[0]
-        return answer[0]
+        """The newest good checkpoint, if this run can go on from it."""
+        choice = store.newest_good(self._folder)
+        if choice is not None:
+            require_compatible(choice[0], choice[1], self._config, self._fingerprint)
+        return choice
 
-    def _write(self, tensors: dict[str, Tensor], manifest: dict[str, Any], report: Report) -> None:
-        """In the thread: write, describe, commit; on every rank the same outcome."""
+    def _write(
+        self, tensors: dict[str, Tensor], manifest: dict[str, Any], report: Report, settled: threading.Event
+    ) -> None:
+        """In the thread: write and commit, on every rank with the same outcome; `tensors` are then done with.
+
+        Older checkpoints are deleted after that, beside training in any case.
+        """
         step, started = manifest["step"], time.perf_counter()
         try:
             scratch = self._on_logging_rank(lambda: store.begin(self._folder, step))
-            dcp.save(
-                tensors,
-                storage_writer=HuggingFaceStorageWriter(str(scratch), save_distributed=True),
-                process_group=self._group,
-            )
-            files = self._describe(scratch)
-            path = self._on_logging_rank(lambda: self._commit(scratch, manifest, files))
+            writer = ShardWriter(scratch)
+            dcp.save(tensors, storage_writer=writer, process_group=self._group)
+            path = self._on_logging_rank(lambda: self._commit(scratch, manifest, writer.files))
         except (OSError, dcp.api.CheckpointException, CheckpointError) as error:
-            if self._topology.is_logging_rank:
-                report(step, "checkpoint_failed", _first_line(error))
+            if self._topology.is_logging_rank:  # no rank writes any more: all have told how it went
+                with suppress(OSError):  # what is left goes with the next save
+                    store.clear_leftovers(self._folder)
+                report(step, "checkpoint_failed", _first_failure(error))
             return
+        finally:
+            seconds = time.perf_counter() - started
+            settled.set()
         if self._topology.is_logging_rank:
-            report(step, "checkpoint", f"{path.name} written in {time.perf_counter() - started:.1f} s{self._prune()}")
-
-    def _describe(self, scratch: Path) -> dict[str, FileRecord]:
-        """Sizes and checksums of all files; each rank fsyncs and reads the ones it wrote."""
-        prefix = f"shard-{dist.get_rank(self._group) + 1:05d}-"
-        mine: dict[str, FileRecord] | str
-        try:
-            mine = {path.name: store.describe(path) for path in scratch.glob(f"{prefix}*")}
-        except OSError as error:
-            mine = str(error)
-        parts: list[Any] = [None] * self._topology.world_size
-        dist.all_gather_object(parts, mine, group=self._group)
-        failures = [part for part in parts if isinstance(part, str)]
-        if failures:
-            raise CheckpointError(f"{scratch}: {failures[0]}")
-        return {name: record for part in parts for name, record in part.items()}
+            report(step, "checkpoint", f"{path.name} written in {seconds:.1f} s{self._prune()}")
 
     def _commit(self, scratch: Path, manifest: dict[str, Any], files: dict[str, FileRecord]) -> Path:
         parallel = self._config.parallel
@@ -189,6 +204,14 @@ class Checkpoints:
         if isinstance(answer[0], CheckpointError):
             raise answer[0]
         return answer[0]
+
+
+def _first_failure(error: BaseException) -> str:
+    """One line. What dcp raises starts with a list of ranks, each with a traceback: the first rank's error instead."""
+    if isinstance(error, dcp.api.CheckpointException):
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        return f"rank {rank}: {_first_line(cause)}"
+    return _first_line(error)
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,11 +30,13 @@ __all__ = [
     "FileRecord",
     "Manifest",
     "begin",
+    "clear_leftovers",
     "commit",
     "describe",
     "newest_good",
     "prune",
     "read_manifest",
+    "rollback",
     "steps",
     "verify",
 ]
@@ -47,16 +49,16 @@ _LATEST_SCRATCH = ".latest.partial"
 
 
 def begin(checkpoints_dir: Path, step: int) -> Path:
-    """An empty scratch folder for the files of `step`; leftovers of an earlier attempt are removed. Raises OSError."""
+    """An empty scratch folder for the files of `step`; what kills left behind is deleted first. Raises OSError."""
+    clear_leftovers(checkpoints_dir)
     scratch = checkpoints_dir / f".{_folder_name(step)}.partial"
-    _delete(scratch)
     scratch.mkdir(parents=True)
     _fsync_folder(checkpoints_dir.parent)
     return scratch
 
 
 def commit(scratch: Path, manifest: Manifest) -> Path:
-    """Make the files in `scratch`, already fsynced by `describe`, the checkpoint of `manifest.step`.
+    """Make the files in `scratch`, already brought to the disk, the checkpoint of `manifest.step`.
 
     A good checkpoint of the same step stays, and `scratch` is dropped; a damaged one is replaced.
     Raises: CheckpointError if `scratch` does not hold the files of `manifest`; OSError, for instance when the disk is
@@ -78,6 +80,16 @@ def commit(scratch: Path, manifest: Manifest) -> Path:
     _point_latest_to(target)
     _delete(_deleted_name(target))
     return target
+
+
+def clear_leftovers(checkpoints_dir: Path) -> None:
+    """Delete what failed saves and kills left behind, which may be what fills the disk.
+
+    Not to be called while a save is under way: its scratch folder would go too. Raises OSError.
+    """
+    for leftover in checkpoints_dir.glob(".step-*"):
+        if leftover.suffix in (".partial", ".deleted"):
+            _delete(leftover)
 
 
 def steps(checkpoints_dir: Path) -> list[Path]:
@@ -110,27 +122,44 @@ def prune(checkpoints_dir: Path, *, keep: int, keep_every: int) -> list[Path]:
 
     Kept are the `keep` newest, multiples of `keep_every` (0: none), the one with the lowest `val_loss`, and the one
     written last, whatever its step: after a fallback it may be the only good one. Only checkpoints whose names, sizes
-    and headers are right count; damaged ones newer than all that count stay for inspection. Not to be called while a
-    save is under way: its scratch folder would go too. Raises OSError.
+    and headers are right count; damaged ones newer than all that count stay for inspection. Leftovers go as by
+    `clear_leftovers`, with its condition. Raises OSError.
     """
     assert keep >= 1
-    for leftover in checkpoints_dir.glob(".step-*"):
-        if leftover.suffix in (".partial", ".deleted"):
-            _delete(leftover)
+    clear_leftovers(checkpoints_dir)
     sound = list(_sound(checkpoints_dir))
     if not sound:
         return []
-    kept = _kept(sound, keep, keep_every)
+    kept = _kept(sound, keep, keep_every) | {_written_last(checkpoints_dir, sound)}
     newest_sound = _step(sound[0][0])
     doomed = [f for f in reversed(steps(checkpoints_dir)) if f not in kept and _step(f) <= newest_sound]
-    _point_latest_to(_written_last(sound))
+    _point_latest_to(_written_last(checkpoints_dir, sound))
+    for folder in doomed:
+        _delete(_set_aside(folder))
+    return doomed
+
+
+def rollback(checkpoints_dir: Path, step: int) -> list[Path]:
+    """Delete the checkpoints above `step`, good or not, so that training goes on from there; return them, newest first.
+
+    A kill in between leaves the rest of them, never one that looks committed and is not whole: calling again goes on.
+    Not to be called while a save is under way.
+    Raises: CheckpointError, with nothing deleted, if no good checkpoint would be left; OSError.
+    """
+    doomed = [folder for folder in steps(checkpoints_dir) if _step(folder) > step]
+    if not doomed:
+        return []
+    left = next((folder for folder in steps(checkpoints_dir) if folder not in doomed and _is_good(folder)), None)
+    if left is None:
+        raise CheckpointError(f"{checkpoints_dir}: no good checkpoint of step {step} or before to roll back to")
+    _point_latest_to(left)
     for folder in doomed:
         _delete(_set_aside(folder))
     return doomed
 
 
 def _kept(sound: list[tuple[Path, Manifest]], keep: int, keep_every: int) -> set[Path]:
-    kept = {folder for folder, _ in sound[:keep]} | {_written_last(sound)}
+    kept = {folder for folder, _ in sound[:keep]}
     if keep_every:
         kept |= {folder for folder, manifest in sound if manifest.step % keep_every == 0}
     validated = [(manifest.val_loss, folder) for folder, manifest in sound if manifest.val_loss is not None]
@@ -139,8 +168,11 @@ def _kept(sound: list[tuple[Path, Manifest]], keep: int, keep_every: int) -> set
     return kept
 
 
-def _written_last(sound: list[tuple[Path, Manifest]]) -> Path:
-    return max(sound, key=lambda pair: pair[1].created)[0]
+def _written_last(checkpoints_dir: Path, sound: list[tuple[Path, Manifest]]) -> Path:
+    """What `latest` names, not what has the newest date: the next attempt of a run may have another node's clock."""
+    latest = checkpoints_dir / LATEST
+    named = latest.with_name(os.readlink(latest)) if latest.is_symlink() else None
+    return next((folder for folder, _ in sound if folder == named), sound[0][0])
 
 
 def _sound(checkpoints_dir: Path) -> Iterator[tuple[Path, Manifest]]:

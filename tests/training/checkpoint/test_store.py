@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
 from pydantic import ValidationError
 from safetensors.numpy import load_file, save_file
 
@@ -28,9 +30,11 @@ from training.checkpoint.store import (
     newest_good,
     prune,
     read_manifest,
+    rollback,
     steps,
     verify,
 )
+from training.checkpoint.writer import ShardWriter
 
 SHARDS = ["shard-00001-model-00001-of-00001.safetensors", "shard-00002-model-00001-of-00001.safetensors"]
 FILES = [*SHARDS, "manifest.json"]
@@ -347,10 +351,13 @@ def test_everything_is_on_the_disk_before_the_rename_and_the_rename_before_lates
 
     for name, traced in [("fsync", traced_fsync), ("rename", traced_rename), ("replace", traced_replace)]:
         monkeypatch.setattr(os, name, traced)
-    save(checkpoints, 20)
+    scratch = begin(checkpoints, 20)
+    writer = ShardWriter(scratch)
+    dcp.save({"w": torch.zeros(3)}, storage_writer=writer, no_dist=True)
+    commit(scratch, manifest_of(20, writer.files))
     assert trace == [
         "fsync run",
-        *(f"fsync {name}" for name in SHARDS),
+        f"fsync {SHARDS[0]}",
         "fsync manifest.json",
         "fsync .step-00000020.partial",
         "rename step-00000020",
@@ -468,6 +475,59 @@ def test_a_kill_anywhere_in_prune_leaves_whole_checkpoints_only(checkpoints: Pat
         assert sorted(os.listdir(checkpoints)) == ["latest", "step-00000030"]
 
 
+def test_a_kill_anywhere_in_a_rollback_leaves_whole_checkpoints_only_and_it_can_be_done_again(
+    checkpoints: Path,
+) -> None:
+    def prepare() -> None:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        for step in (10, 20, 30, 40):
+            save(checkpoints, step)
+
+    for _ in every_kill(lambda: rollback(checkpoints, 20), prepare):
+        assert_nothing_half(checkpoints)
+        verify(checkpoints / "latest", read_bytes=True)
+        assert names(checkpoints)[-2:] == ["step-00000020", "step-00000010"]
+        rollback(checkpoints, 20)
+        prune(checkpoints, keep=9, keep_every=0)
+        assert sorted(os.listdir(checkpoints)) == ["latest", "step-00000010", "step-00000020"]
+        assert os.readlink(checkpoints / "latest") == "step-00000020"
+
+
+# Rolling back
+
+
+def test_rollback_deletes_what_is_above_and_latest_follows(checkpoints: Path) -> None:
+    for step in (10, 20, 30, 40):
+        save(checkpoints, step)
+    flip(checkpoints / "step-00000030" / SHARDS[0], -1)
+    assert [folder.name for folder in rollback(checkpoints, 25)] == ["step-00000040", "step-00000030"]
+    assert names(checkpoints) == ["step-00000020", "step-00000010"]
+    assert os.readlink(checkpoints / "latest") == "step-00000020"
+    assert rollback(checkpoints, 20) == []
+    save(checkpoints, 30)
+    found = newest_good(checkpoints)
+    assert found is not None and found[1].step == 30
+
+
+def test_latest_is_never_a_damaged_one_after_a_rollback(checkpoints: Path) -> None:
+    for step in (10, 20, 30):
+        save(checkpoints, step)
+    flip(checkpoints / "step-00000020" / SHARDS[0], -1)
+    rollback(checkpoints, 20)
+    assert names(checkpoints) == ["step-00000020", "step-00000010"]
+    assert os.readlink(checkpoints / "latest") == "step-00000010"
+
+
+def test_a_rollback_to_nothing_good_deletes_nothing(checkpoints: Path) -> None:
+    for step in (20, 30):
+        save(checkpoints, step)
+    flip(checkpoints / "step-00000020" / SHARDS[1], -1)
+    for step in (10, 20):
+        with pytest.raises(CheckpointError, match=f"no good checkpoint of step {step} or before"):
+            rollback(checkpoints, step)
+    assert names(checkpoints) == ["step-00000030", "step-00000020"]
+
+
 # A full disk
 
 
@@ -562,14 +622,27 @@ def test_with_all_damaged_nothing_is_deleted(checkpoints: Path) -> None:
     assert prune(checkpoints, keep=1, keep_every=0) == [] and len(steps(checkpoints)) == 3
 
 
-def test_after_a_fallback_the_one_just_written_outlives_a_newer_one_with_a_flipped_byte(checkpoints: Path) -> None:
-    save(checkpoints, 20, created=1.0)
-    flip(save(checkpoints, 30, created=2.0) / SHARDS[0], -1)  # sizes and header are right
-    fresh = save(checkpoints, 25, created=3.0)
+@pytest.mark.parametrize("clock", [1.0, -1.0])
+def test_after_a_fallback_the_one_just_written_outlives_a_newer_one_with_a_flipped_byte(
+    checkpoints: Path, clock: float
+) -> None:
+    """Whatever the clock of the node that wrote it."""
+    save(checkpoints, 20, created=11.0)
+    flip(save(checkpoints, 30, created=12.0) / SHARDS[0], -1)  # sizes and header are right
+    fresh = save(checkpoints, 25, created=12.0 + clock)
     prune(checkpoints, keep=1, keep_every=0)
     found = newest_good(checkpoints)
     assert found is not None and found[0] == fresh
     assert os.readlink(checkpoints / "latest") == fresh.name
+
+
+def test_a_save_begins_without_what_kills_left_behind(checkpoints: Path) -> None:
+    """It may be what fills the disk, and `prune` comes only after a save that found room."""
+    save(checkpoints, 10)
+    (begin(checkpoints, 20) / SHARDS[0]).write_bytes(b"half")
+    (checkpoints / ".step-00000005.deleted").mkdir()
+    begin(checkpoints, 30)
+    assert sorted(os.listdir(checkpoints)) == [".step-00000030.partial", "latest", "step-00000010"]
 
 
 def test_prune_clears_what_kills_left_behind(checkpoints: Path) -> None:
