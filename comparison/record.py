@@ -8,7 +8,7 @@ import yaml
 from comparison.study import Study
 from configs.atomic import write_atomically
 from configs.errors import DataError
-from configs.schema import Section
+from configs.section import Section
 
 STUDY_FILE = "study.yaml"
 FAILURE = "failure.json"  # in a trial's run folder: exit code, last line of stderr, log

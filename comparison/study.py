@@ -21,7 +21,8 @@ from configs.errors import ConfigError
 from configs.files import COMMAND_LINE, read
 from configs.flatten import flatten
 from configs.load import load
-from configs.schema import Config, Section
+from configs.schema import Config
+from configs.section import Section
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
 ALLOWED = {

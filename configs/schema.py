@@ -6,13 +6,10 @@ Fields that depend on each other (heads and tp, layers and stages, ...) are chec
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-
-class Section(BaseModel):
-    """A section refuses keys it does not know and cannot be changed after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+from configs.section import Section
+from configs.stability import StabilityConfig
 
 
 class RunConfig(Section):
@@ -188,7 +185,22 @@ class ScheduleConfig(Section):
 
 class MonitoringConfig(Section):
     interval: int = Field(10, ge=0)
-    """Steps between measurements of attention entropy, logits and spectra; 0: never."""
+    """Steps between measurements of attention entropy, logits, spectra, activations and gradients; 0: never."""
+    record_steps: int = Field(64, ge=2)
+    """Steps before an alarm that its forensic record holds."""
+    zoom_steps: int = Field(16, ge=0)
+    """Steps after an alarm that are all measured; the record then gets them too."""
+    records: int = Field(20, ge=0)
+    """Most forensic records of one run; later alarms are events only."""
+
+
+class AlertsConfig(Section):
+    command: str | None = None
+    """Shell command run for each event of `on`, with the event as JSON on its standard input."""
+    webhook: str | None = Field(None, pattern=r"^https?://\S+$")
+    """Address that each event of `on` is posted to as JSON."""
+    on: tuple[str, ...] = ("alarm", "rollback", "diverged", "failed")
+    """Kinds of events (events.jsonl) worth an alert."""
 
 
 class CheckpointConfig(Section):
@@ -211,6 +223,8 @@ class TrackingConfig(Section):
     """MLflow experiment."""
     parent_run_id: str | None = None
     """MLflow run this one is a child of; a study sets it for its trials."""
+    system_metrics: bool = True
+    """Send the load of processors, memory, disk, network and GPUs of the logging rank's machine too."""
 
 
 class Config(Section):
@@ -224,6 +238,8 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    stability: StabilityConfig = StabilityConfig()
+    alerts: AlertsConfig = AlertsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
     init_from: Path | None = None

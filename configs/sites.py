@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from configs import describe
 from configs.errors import ConfigError
 from configs.files import parse_yaml
-from configs.schema import Section
+from configs.section import Section
 from configs.site_rules import Command, Dependency, Directives, Nodes, Python, Time, Variables, Word, node_range
 
 SITES = Path(__file__).parent / "sites"

@@ -11,8 +11,10 @@ import pytest
 
 from cluster import lab as labs
 from cluster import packages
-from cluster.lab import Lab
+from cluster.lab import UP, Lab
 from configs.errors import SteadytrainError
+
+PATIENCE_S = 30.0  # for the last processes of cancelled jobs
 
 __all__ = ["slurm", "slurm_session", "start_or_skip", "until"]
 
@@ -42,10 +44,26 @@ def slurm(slurm_session: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
     yield slurm_session
     slurm_session.run("scancel", "--partition=low")
     slurm_session.run("scancel", "--partition=high")
-    for node in slurm_session.nodes:
-        if slurm_session.state(node) not in ("idle", "mixed", "allocated", "completing"):
-            slurm_session.start_node(node)
-    until(lambda: all(slurm_session.state(node) == "idle" for node in slurm_session.nodes), 90, "all nodes are idle")
+    _tidy_up(slurm_session)
+
+
+def _tidy_up(lab: Lab) -> None:
+    """Wait for idle nodes; from one that does not become idle (a process that will not die), the power is cut."""
+    for node in lab.nodes:
+        if lab.state(node) not in UP:
+            lab.start_node(node)
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and not _all_idle(lab):
+        time.sleep(0.1)
+    for node in lab.nodes:
+        if lab.state(node) != "idle":
+            lab.kill_node(node)
+            lab.start_node(node)
+    until(lambda: _all_idle(lab), 60, "all nodes are idle")
+
+
+def _all_idle(lab: Lab) -> bool:
+    return all(lab.state(node) == "idle" for node in lab.nodes)
 
 
 def until(condition: Callable[[], bool], seconds: float, what: str) -> float:

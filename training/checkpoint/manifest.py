@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from configs.errors import CheckpointError
-from configs.schema import Section
+from configs.section import Section
 
 MANIFEST = "manifest.json"
 FOLDER_NAME = re.compile(r"step-([0-9]{8}|[1-9][0-9]{8,})")

@@ -16,6 +16,7 @@ from cluster.lab import Lab
 from configs.schema import Config
 from launcher.jobs.attempt import attempts
 from launcher.jobs.decide import read_verdict
+from launcher.jobs.snapshot import PACKAGES
 from monitoring.recorder import read_events, read_summary
 from tests.distributed import spawn
 from tests.launcher.jobs.slurm_runs import ROOT, Run, Runs
@@ -217,7 +218,7 @@ def test_a_deterministic_failure_is_tried_twice_and_told_once(runs: Runs, tmp_pa
 
 def buggy_checkout(folder: Path, line: str) -> Path:
     """A copy of the packages with a line more at the beginning of each step."""
-    for package in ("comparison", "configs", "data", "launcher", "model", "monitoring", "parallel", "training"):
+    for package in PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     path = folder / "training" / "run.py"
     anchor = "            measuring = "
