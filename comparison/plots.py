@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from comparison import verdict
 from comparison.analysis import LOGIT_ALARM, PLATEAU_NATS, StudyResult, TrialResult
-from comparison.style import LIGHT, MARKERS, Theme, end_labels, lr_text
+from monitoring.style import LIGHT, MARKERS, Theme, end_labels, lr_text
 
 Series = NDArray[np.float64]
 SeriesOf = Callable[[TrialResult], Series]

@@ -26,9 +26,9 @@ from comparison.analysis import (
     TrialResult,
     analyse,
 )
-from comparison.style import DARK, LIGHT, Theme, lr_text
 from configs.atomic import write_atomically
 from configs.errors import DataError
+from monitoring.style import DARK, LIGHT, Theme, lr_text
 
 REPORT = "report.html"
 HEADINGS = ("Recipe", "Best loss", "at LR", "LR sensitivity", "Plateau", "Least entropy", "Max logit", "Collapsed")

@@ -29,13 +29,13 @@ from comparison.display import Display
 from comparison.processes import TrialProcess
 from comparison.record import FAILURE, record_of, trial_config, write_record
 from comparison.study import Study, Trial, load_study
-from comparison.style import lr_text
 from configs.errors import ConfigError, LaunchError
 from configs.flatten import flatten
 from configs.load import dump, load
 from configs.schema import Config
 from data.workers import available_cores
 from monitoring.recorder import SUMMARY, last_metrics, read_summary, write_json
+from monitoring.style import lr_text
 from monitoring.tracker import NoTracker, Tracker, default_uri, mark_failed
 
 DIVERGED = 3  # the exit code of a training run that diverged: a result, not a failure

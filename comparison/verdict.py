@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from comparison.analysis import RecipeResult, StudyResult, TrialResult
-from comparison.style import lr_text
+from monitoring.style import lr_text
 
 CLEAR_NATS = 0.1
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comparison.style import lr_text, spread
+from monitoring.style import lr_text, spread
 
 
 @given(st.lists(st.floats(0, 1), max_size=8).map(sorted))
