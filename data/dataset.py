@@ -49,6 +49,18 @@ class Split:
         offset = start * self._dtype.itemsize
         return self._indexed.bin_reader.read(self._dtype.type, count, offset).astype(np.int64)
 
+    def documents_in(self, start: int, count: int) -> tuple[int, list[int]]:
+        """(first document of tokens [start, start + count), where it and each later one there begin, in tokens).
+
+        Raises: IndexError outside the split, or if no token is asked for.
+        """
+        if start < 0 or count < 1 or start + count > self.tokens:
+            raise IndexError(f"tokens {start} to {start + count} are outside the {self.tokens} of {self.folder}")
+        pointers, itemsize = self._indexed.index.sequence_pointers, self._dtype.itemsize
+        first = int(np.searchsorted(pointers, start * itemsize, side="right")) - 1
+        last = int(np.searchsorted(pointers, (start + count - 1) * itemsize, side="right")) - 1
+        return first, (np.asarray(pointers[first : last + 1]) // itemsize).tolist()
+
     def _check_documents(self) -> None:
         """The index must tile the tokens, and a document end where the index says; probed at a few documents."""
         index, itemsize = self._indexed.index, self._dtype.itemsize

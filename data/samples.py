@@ -71,6 +71,10 @@ class Samples:
             window = Permutation(self.windows[source], "epoch", self._seed, source, epoch)[window]
         return source, window, window * self.sequence_length
 
+    def split(self, source: int) -> Split:
+        """The prepared split of a source."""
+        return self._splits[source]
+
 
 @lru_cache(maxsize=4)
 def _lay_out(cycle: int, quotas: tuple[int, ...], seed: int) -> list[tuple[int, int]]:
