@@ -249,6 +249,51 @@ def status(
 
 
 @app.command()
+def watch(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    once: Annotated[bool, typer.Option("--once", help="Print how it stands now, and end.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)] = 1.0,
+) -> None:
+    """Watch a run in the terminal: loss, attention of every layer, what moved first, alarms and events.
+
+    It ends with the run. Where the output is no terminal, it prints how the run stands now, and ends. It writes
+    nothing: any number of people may watch a run.
+
+    \b
+    Examples:
+      steadytrain watch runs/tiny
+      steadytrain watch runs/tiny --once
+    """
+    from rich.console import Console
+
+    from launcher.train import sigterm_exits
+    from launcher.watch import watch as show
+
+    try:
+        with sigterm_exits():  # the terminal is given back as it was
+            show(run, Console(highlight=False, markup=False, emoji=False), once=once, interval=interval)
+    except KeyboardInterrupt:  # the usual way to leave: nothing to be said about it
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
+def pictures(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+) -> None:
+    """Draw a run's pictures, as it stands now: which head collapsed first, loss with its events, logits, spectra.
+
+    \b
+    Example:
+      steadytrain pictures runs/tiny
+    """
+    from launcher.watch import require_run
+    from monitoring.pictures import draw_pictures
+
+    drawn = draw_pictures(require_run(run))
+    typer.echo("\n".join(str(path) for path in drawn) or f"{run}: nothing to draw yet: it has trained no step")
+
+
+@app.command()
 def logs(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
     rank: Annotated[str, typer.Option(help="Which process; all: each line with its rank before it.")] = "0",

@@ -37,6 +37,8 @@ class History:
         self.events: list[Record] = []
         self.matrices: list[str] = []
         """Names of the M matrices of the newest measurement."""
+        self.measurements = 0
+        """Changes whenever arrays came or went."""
         self.last_step = 0
         """Updates done, as far as the metrics tell."""
         self._columns: dict[str, _Column] = {}
@@ -104,8 +106,10 @@ class History:
             del self._read[step]
             self._arrays.pop(step, None)
             self._bad_files.discard(step)
+            self.measurements += 1
         for step in sorted(found.keys() - self._read.keys()):
             path, self._read[step] = found[step]
+            self.measurements += 1
             try:
                 self._load(step, path)
             except FileNotFoundError:  # the run went back just now

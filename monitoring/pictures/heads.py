@@ -14,9 +14,9 @@ from matplotlib.ticker import PercentFormatter
 
 from configs.stability import DetectorsConfig, EntropyConfig
 from monitoring.crossings import Crossing, first_crossings
+from monitoring.curves import stretches
 from monitoring.history import History, Steps, Values
 from monitoring.pictures.axes import headline, step_axis
-from monitoring.pictures.thin import stretches
 from monitoring.style import LIGHT
 
 MOST_ROWS, MOST_COLUMNS, MOST_NAMES = 1200, 1000, 80
@@ -52,7 +52,7 @@ def heat_map(step_S: Steps, ratio_SLA: Values, floor: float) -> HeatMap:
     """The heat map of a run: each column has the lowest entropy of its steps, since low is what matters."""
     steps, layers, heads = ratio_SLA.shape
     ratio_SR = ratio_SLA.reshape(steps, -1) if layers * heads <= MOST_ROWS else np.fmin.reduce(ratio_SLA, axis=2)
-    isnan_SL = np.isnan(ratio_SLA).any(axis=2)
+    isnan_SL = np.logical_or.reduce(np.isnan(ratio_SLA), axis=2)
     parts = stretches(steps, min(steps, MOST_COLUMNS))
     begins = [begin for begin, _ in parts]
     middle_C = np.array([(step_S[begin] + step_S[end - 1]) / 2 for begin, end in parts])
@@ -135,7 +135,7 @@ def _layer_axis(axes: Axes, shown: HeatMap) -> None:
     right = axes.secondary_yaxis("right")
     right.spines["right"].set_visible(False)
     when = {crossing.layer: f"step {crossing.step:,}" for crossing in reversed(shown.first)}
-    lost = {layer: f"not a number, step {step:,}" for layer, step in shown.lost.items()}
+    lost = {layer: f"NaN from step {step:,}" for layer, step in shown.lost.items()}
     right.set_yticks(middles, [when.get(layer, lost.get(layer, "never")) for layer in named], fontsize=size)
     for layer, label in zip(named, right.get_yticklabels(), strict=True):
         label.set_color(COLLAPSED if layer in when else LIGHT.ink if layer in lost else LIGHT.muted)

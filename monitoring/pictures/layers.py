@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 
 from configs.stability import DetectorsConfig
 from monitoring.crossings import Crossing, first_crossings
+from monitoring.curves import thin
 from monitoring.history import History, Steps, Values
 from monitoring.pictures.axes import headline, log_axis, step_axis
-from monitoring.pictures.thin import thin
 from monitoring.style import LIGHT, end_labels
 
 NAMED = 8

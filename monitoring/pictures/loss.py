@@ -9,14 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from configs.stability import DetectorsConfig
+from monitoring.curves import is_huge, thin
 from monitoring.history import History, Steps, Values
 from monitoring.pictures.axes import headline, log_axis, step_axis
-from monitoring.pictures.thin import thin
 from monitoring.style import LIGHT
 from monitoring.words import Weight, name_of, place_of, weight_of
 
-HUGE = 8.0
-"""Highest over lowest loss from which the axis is logarithmic."""
 MOST_LANES = 12
 MOST_MARKS = 30
 """More of one weight would hide the curve they are on; their lanes show them."""
@@ -86,12 +84,6 @@ def lanes_of(events: list[dict[str, Any]]) -> list[Lane]:
         *ordered[: MOST_LANES - 1],
         Lane("other events", rest[0].weight, [at for lane in rest for at in lane.steps]),
     ]
-
-
-def is_huge(loss_S: Values) -> bool:
-    """Whether spikes would press the rest of the curve flat."""
-    finite_S = loss_S[np.isfinite(loss_S)]
-    return bool(finite_S.size and finite_S.min() > 0 and finite_S.max() > HUGE * finite_S.min())
 
 
 def _draw_loss(axes: Axes, history: History, step_S: Steps, loss_S: Values) -> None:

@@ -11,9 +11,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from configs.stability import DetectorsConfig
+from monitoring.curves import thin
 from monitoring.history import History, Steps, Values
 from monitoring.pictures.axes import log_axis, step_axis
-from monitoring.pictures.thin import thin
 from monitoring.style import LIGHT, end_labels
 
 BANDS = ((0.1, 0.9, 0.16), (0.25, 0.75, 0.26))
