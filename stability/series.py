@@ -1,0 +1,203 @@
+"""The series of a record that can be asked whether and when they moved, and the answer.
+
+Shapes: S recorded steps, K peers (ranks that should behave alike), N places.
+"""
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stability.record import Record
+
+Where = dict[str, int | str]
+Scale = Literal["log", "signed log", "linear"]
+
+THRESHOLD = 8.0
+"""Robust standard deviations from the median of the steps before that count as a movement."""
+MINIMUM = 4
+"""Steps before that a movement is judged by."""
+RECENT = 8
+"""A movement belongs to an alarm if it lasts until so few recorded steps before it."""
+GAP = 2
+"""Recorded steps below the threshold that do not end a movement."""
+TINY = 1e-30
+MAD_TO_SD = 1.4826  # of a normal distribution
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a quantity is called and compared; `floor` is the least standard deviation, on its scale, taken for real."""
+
+    words: str
+    scale: Scale
+    floor: float
+
+
+KINDS = {
+    "lr": Kind("learning rate", "log", 0.05),
+    "gradient": Kind("gradient norm", "log", 0.1),
+    "sigma": Kind("sigma", "log", 0.02),
+    "gamma": Kind("gamma", "signed log", 0.02),
+    "measured.shard_rms": Kind("weight RMS", "log", 0.01),
+    "measured.weight_rms": Kind("weight RMS", "log", 0.02),
+    "measured.sigma": Kind("sigma", "log", 0.02),
+    "measured.gamma": Kind("gamma", "signed log", 0.02),
+    "measured.effective_norm": Kind("effective spectral norm", "log", 0.05),
+    "measured.update_ratio": Kind("update-to-weight ratio", "log", 0.1),
+    "measured.activation_rms": Kind("activation RMS", "log", 0.05),
+    "measured.activation_grad_rms": Kind("RMS of the gradient of the activations", "log", 0.1),
+    "measured.head_grad": Kind("query gradient", "log", 0.15),
+    "measured.qk_grad_ratio": Kind("query-to-value gradient ratio", "log", 0.15),
+    "measured.max_logit": Kind("largest attention logit", "signed log", 0.1),
+    "measured.entropy": Kind("attention entropy", "linear", 0.05),
+    "measured.token_cosine": Kind("token cosine", "linear", 0.02),
+    "measured.relative_residual": Kind("relative residual", "log", 0.05),
+    "measured.tev": Kind("token embedding variability", "log", 0.05),
+    "measured.log_z": Kind("log Z of the output", "linear", 0.1),
+    "grad_norm": Kind("gradient norm of the model", "log", 0.1),
+    "loss": Kind("loss", "linear", 0.02),
+}
+"""Causes before effects: of movements alike in step and size, the first here is named first."""
+
+COVERED = ("measured.matrix", "measured.entropy_ratio", "measured.entropy_bound", "measured.grad_norm")
+"""Other views of series that are there."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One quantity of a record: values (S, K, N); `peers` says what tells the K apart, if anything does."""
+
+    name: str
+    kind: Kind
+    steps: NDArray[np.int64]
+    values_SKN: NDArray[np.float64]
+    places: list[Where]
+    held_KN: NDArray[np.bool_]
+    peers: Literal["rank", "tp", ""] = ""
+
+
+@dataclass(frozen=True)
+class Movement:
+    """How a series went until the alarm, and where it began to leave its median."""
+
+    row_KN: NDArray[np.int64]
+    """The first row of the movement under way when the alarm fired; -1 where there was none."""
+    z_SKN: NDArray[np.float64]
+    """Infinite for numbers that are not finite."""
+    median_SKN: NDArray[np.float64]
+    """Of the steps before, in the quantity's own units."""
+
+
+def series_of(record: Record) -> list[Series]:
+    """Everything of a record that may have moved, causes first; quantities without a `Kind` of their own last."""
+    found = []
+    unknown = [name for name in record.tracks if name.startswith("measured.") and name not in (*KINDS, *COVERED)]
+    for name in (*KINDS, *unknown):
+        if name not in record.tracks or (name in ("measured.sigma", "measured.gamma") and "sigma" in record.tracks):
+            continue
+        kind = KINDS.get(name) or Kind(name.removeprefix("measured.").replace("_", " "), "signed log", 0.1)
+        track = record.tracks[name]
+        if track.values.dtype.kind in "fiub" and track.values.ndim <= 3:
+            found.append(_series(name, kind, record))
+    return found
+
+
+def movements(series: Series, until: int) -> Movement:
+    """Which parts of a series were moving when the alarm fired at step `until`, and since which row."""
+    rows = int((series.steps <= until).sum())
+    shape = series.values_SKN.shape[1:]
+    flat_SN = series.values_SKN[:rows].reshape(rows, -1)
+    z_SN, median_SN = robust_z(_scaled(flat_SN, series.kind.scale), series.kind.floor)
+    onset_KN = _onsets(np.abs(z_SN) > THRESHOLD).reshape(shape)
+    return Movement(
+        row_KN=np.where(series.held_KN, onset_KN, -1),
+        z_SKN=z_SN.reshape(rows, *shape),
+        median_SKN=_unscaled(median_SN, series.kind.scale).reshape(rows, *shape),
+    )
+
+
+def robust_z(values_SN: NDArray[np.float64], floor: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(z, median) of each value against median and MAD of the values before it that had not moved themselves.
+
+    Leaving out what moved keeps the reference where it was while a movement lasts. z is infinite for values that are
+    not finite, and 0 where fewer than MINIMUM values are there to compare with.
+    """
+    z_SN, median_SN = np.zeros_like(values_SN), np.full_like(values_SN, np.nan)
+    calm_SN = np.where(np.isfinite(values_SN), values_SN, np.nan)
+    for row in range(len(values_SN)):
+        history = calm_SN[:row]
+        if row:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # a column may have nothing to compare with yet
+                median_SN[row] = np.nanmedian(history, axis=0)
+                spread = MAD_TO_SD * np.nanmedian(np.abs(history - median_SN[row]), axis=0)
+            known = np.isfinite(history).sum(axis=0) >= MINIMUM
+            with np.errstate(invalid="ignore"):
+                z_SN[row] = np.where(known, (values_SN[row] - median_SN[row]) / np.maximum(spread, floor), 0.0)
+        z_SN[row] = np.where(np.isfinite(values_SN[row]), z_SN[row], np.inf)
+        calm_SN[row] = np.where(np.abs(z_SN[row]) > THRESHOLD, np.nan, calm_SN[row])
+    return z_SN, median_SN
+
+
+def _onsets(moved_SN: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """The row at which the movement began that is still under way in the last rows; -1: there is none."""
+    rows, columns = moved_SN.shape
+    onset = np.full(columns, -1)
+    for row in range(rows - 1, -1, -1):
+        is_start = (onset < 0) & (row >= rows - RECENT)
+        goes_on = (onset >= 0) & (onset - row <= GAP + 1)
+        onset = np.where(moved_SN[row] & (is_start | goes_on), row, onset)
+    return onset
+
+
+def _series(name: str, kind: Kind, record: Record) -> Series:
+    track = record.tracks[name]
+    values = np.asarray(track.values, dtype=np.float64)
+    if name == "gradient":
+        places = [_of_parameter(str(parameter)) for parameter in record.labels["parameter"]]
+        return Series(name, kind, track.steps, values, places, record.labels["holds"], "rank")
+    if name == "measured.shard_rms":
+        places = [_of_matrix(str(matrix)) for matrix in record.labels["measured.matrix"]]
+        values_SKN = values.transpose(0, 2, 1)  # recorded as (S, matrix, tp)
+        return Series(name, kind, track.steps, values_SKN, places, np.ones(values_SKN.shape[1:], bool), "tp")
+    places = _places(name, values.shape[1:], record)
+    values_SKN = values.reshape(len(values), 1, len(places))
+    return Series(name, kind, track.steps, values_SKN, places, np.ones((1, len(places)), bool))
+
+
+def _places(name: str, shape: tuple[int, ...], record: Record) -> list[Where]:
+    """What each number of an array is of: the model, layers, matrices, or heads of layers."""
+    if not shape:
+        return [{}]
+    if len(shape) == 2:
+        return [{"layer": layer, "head": head} for layer in range(shape[0]) for head in range(shape[1])]
+    matrices = record.labels.get("measured.matrix" if name.startswith("measured.") else "matrix", np.array([]))
+    if len(matrices) == shape[0] and shape[0] != record.header.config["model"]["layers"]:
+        return [_of_matrix(str(matrix)) for matrix in matrices]
+    return [{"layer": layer} for layer in range(shape[0])]
+
+
+def _of_parameter(name: str) -> Where:
+    return {**_of_matrix(name.removesuffix(".weight")), "parameter": name}
+
+
+def _of_matrix(name: str) -> Where:
+    parts = name.split(".")
+    return {"layer": int(parts[1]), "matrix": name} if parts[0] == "layers" else {"matrix": name}
+
+
+def _scaled(values: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+    if scale == "log":
+        with np.errstate(invalid="ignore"):
+            return np.log(np.maximum(values, TINY))
+    return np.arcsinh(values) if scale == "signed log" else values
+
+
+def _unscaled(values: NDArray[np.float64], scale: Scale) -> NDArray[np.float64]:
+    if scale == "log":
+        return np.where(values <= math.log(TINY), 0.0, np.exp(values))
+    return np.sinh(values) if scale == "signed log" else values
