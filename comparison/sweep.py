@@ -34,9 +34,10 @@ from configs.flatten import flatten
 from configs.load import dump, load
 from configs.schema import Config
 from data.workers import available_cores
+from monitoring.mlflow_store import default_uri, mark_failed
 from monitoring.recorder import SUMMARY, last_metrics, read_summary, write_json
 from monitoring.style import lr_text
-from monitoring.tracker import NoTracker, Tracker, default_uri, mark_failed
+from monitoring.tracker import NoTracker, Tracker
 
 DIVERGED = 3  # the exit code of a training run that diverged: a result, not a failure
 POLL_SECONDS = 0.2

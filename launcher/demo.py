@@ -14,8 +14,8 @@ from rich.console import Console
 
 from comparison.record import read_record
 from comparison.report import REPORT
+from monitoring.mlflow_store import default_uri, ui_command
 from monitoring.recorder import read_summary, write_json
-from monitoring.tracker import default_uri, ui_command
 
 RUNS = Path("runs")
 STUDY = RUNS / "demo"

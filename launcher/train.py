@@ -133,7 +133,7 @@ def _truthful_tracking(config: Config) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        from monitoring.tracker import mark_failed
+        from monitoring.mlflow_store import mark_failed
 
         mark_failed(config, config.run_dir)
         raise

@@ -38,7 +38,15 @@ class MetricSink(Protocol):
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
     def resume(self, step: int) -> None: ...
-    def close(self, status: Status) -> None: ...
+    def rollback(self, step: int) -> None: ...
+    def close(self, status: Status, reason: str = "") -> None: ...
+
+
+class EventSink(Protocol):
+    """What the recorder asks of alerts (`monitoring.alerts.Alerts`)."""
+
+    def notify(self, event: Record) -> None: ...
+    def close(self) -> None: ...
 
 
 class Recorder:
@@ -48,13 +56,15 @@ class Recorder:
     manager: leaving it by an exception closes the run as `failed`.
     """
 
-    def __init__(self, run_dir: Path, tracker: MetricSink | None = None) -> None:
+    def __init__(self, run_dir: Path, tracker: MetricSink | None = None, alerts: EventSink | None = None) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
         self.run_dir = run_dir
         self.tracker = tracker
+        self.alerts = alerts
         _cut_torn_line(run_dir / METRICS)
         _cut_torn_line(run_dir / EVENTS)
         self._metrics = self._open_metrics()
+        self._step = 0
         self._closed = False
 
     def resume(self, step: int) -> None:
@@ -63,27 +73,31 @@ class Recorder:
         Events stay: they happened. Lines of metrics.jsonl that a crash of the machine left unreadable are cut too, and
         an event says so. To be called before the first `log`.
         """
-        self._metrics.close()
-        unreadable = _cut_after(self.run_dir / METRICS, step)
-        self._metrics = self._open_metrics()
-        for path in (self.run_dir / SIGNALS).glob("step-*"):
-            if int(path.stem.removeprefix("step-")) > step:
-                path.unlink()
-        (self.run_dir / SUMMARY).unlink(missing_ok=True)
-        if unreadable:
-            self.event(step, "metrics_damaged", f"{unreadable} lines of {METRICS} were unreadable and are cut")
+        self._cut(step)
         if self.tracker is not None:
             self.tracker.resume(step)
 
+    def rollback(self, step: int) -> None:
+        """Go back to `step` within the run: what was recorded of later steps is cut as by `resume`.
+
+        The tracking store, which cannot take a point back, gets the steps trained anew as new points.
+        """
+        self._cut(step)
+        if self.tracker is not None:
+            self.tracker.rollback(step)
+
     def log(self, step: int, **metrics: float) -> None:
         """Append one line of numbers, e.g. `loss=`, `grad_norm=`, `tokens_per_s=`, and hand them to the tracker."""
-        self._metrics.write(_json_line({"step": step, **metrics}))
+        self._step = step
+        self._metrics.write(json_line({"step": step, **metrics}))
         if self.tracker is not None:
             self.tracker.log(step, metrics)
 
     def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
         """Append one event: something that happened once (divergence, resume, checkpoint) and why."""
-        append_event(self.run_dir, step, kind, reason, **details)
+        event = append_event(self.run_dir, step, kind, reason, **details)
+        if self.alerts is not None:
+            self.alerts.notify(event)
 
     def signals(self, step: int, **arrays: ArrayLike) -> None:
         """Write the arrays of one step, e.g. `entropy` (layers, heads) in nats, or `sigma` (matrices,) with `names`.
@@ -102,14 +116,30 @@ class Recorder:
         """Write summary.json, all or nothing."""
         write_json(self.run_dir / SUMMARY, summary)
 
-    def close(self, status: Status) -> None:
-        """End the run; the tracker sends what it still holds. Later calls do nothing."""
+    def close(self, status: Status, reason: str = "") -> None:
+        """End the run, saying why; the tracker sends what it still holds. Later calls do nothing."""
         if self._closed:
             return
         self._closed = True
         self._metrics.close()
+        if status == "failed":
+            self.event(self._step, "failed", reason or "ended by an exception")
         if self.tracker is not None:
-            self.tracker.close(status)
+            self.tracker.close(status, reason)
+        if self.alerts is not None:
+            self.alerts.close()
+
+    def _cut(self, step: int) -> None:
+        """Cut lines and arrays of later steps, and what says that the run has ended."""
+        self._metrics.close()
+        unreadable = _cut_after(self.run_dir / METRICS, step)
+        self._metrics = self._open_metrics()
+        for path in (self.run_dir / SIGNALS).glob("step-*"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+        (self.run_dir / SUMMARY).unlink(missing_ok=True)
+        if unreadable:
+            self.event(step, "metrics_damaged", f"{unreadable} lines of {METRICS} were unreadable and are cut")
 
     def _open_metrics(self) -> TextIO:
         return (self.run_dir / METRICS).open("a", buffering=1, encoding="utf-8")
@@ -120,14 +150,24 @@ class Recorder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close("finished" if kind is None else "failed")
+        if error is None:
+            self.close("finished")
+        else:
+            self.close("failed", describe(error))
 
 
-def append_event(run_dir: Path, step: int, kind: str, reason: str, **details: Any) -> None:
+def append_event(run_dir: Path, step: int, kind: str, reason: str, **details: Any) -> Record:
     """Append one line to events.jsonl; one short write in append mode, so several threads and processes may do so."""
-    line = _json_line({"step": step, "time": time.time(), "kind": kind, "reason": reason, **details})
+    event = {"step": step, "time": time.time(), "kind": kind, "reason": reason, **details}
     with (run_dir / EVENTS).open("ab", buffering=0) as file:
-        file.write(line.encode())
+        file.write(json_line(event).encode())
+    return event
+
+
+def describe(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -192,6 +232,15 @@ def _parse(text: bytes, path: Path) -> Any:
         raise DataError(f"{path}: damaged: a line is not JSON; delete {path.parent} and run it again") from None
 
 
+def parse_line(text: bytes) -> Record | None:
+    """What `json_line` wrote; None for anything else."""
+    try:
+        record = _decode(json.loads(text))
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) else None
+
+
 def _cut_torn_line(path: Path) -> None:
     if not path.exists():
         return
@@ -213,7 +262,8 @@ def _cut_after(path: Path, step: int) -> int:
     return unreadable
 
 
-def _json_line(record: Record) -> str:
+def json_line(record: Record) -> str:
+    """A record as one line of JSON, newline included."""
     return json.dumps(_encode(record), allow_nan=False) + "\n"
 
 

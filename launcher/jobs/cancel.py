@@ -133,7 +133,7 @@ def _end_local(job: Job) -> None:
 
 def _close_tracking(run_dir: Path) -> None:
     """The run's MLflow run must not look as if it went on."""
-    from monitoring.tracker import RUN_ID, mark_cancelled
+    from monitoring.mlflow_store import RUN_ID, mark_cancelled
 
     if (run_dir / RUN_ID).is_file():
         mark_cancelled(load(run_dir / CONFIG), run_dir)

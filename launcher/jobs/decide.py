@@ -215,7 +215,7 @@ def _close_tracking(run_dir: Path) -> None:
     """A rank that was killed could not: the MLflow run must not look as if it went on."""
     from configs.load import load
     from launcher.run_folder import CONFIG
-    from monitoring.tracker import RUN_ID, mark_failed
+    from monitoring.mlflow_store import RUN_ID, mark_failed
 
     if (run_dir / RUN_ID).is_file():
         mark_failed(load(run_dir / CONFIG), run_dir)

@@ -47,7 +47,7 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen) -> None
 
 
 def mlflow_status(runs: Path) -> str:
-    from monitoring.tracker import connect, default_uri
+    from monitoring.mlflow_store import connect, default_uri
 
     return connect(default_uri(runs)).get_run((runs / "tiny" / "mlflow_run_id").read_text().strip()).info.status
 

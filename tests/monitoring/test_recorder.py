@@ -27,6 +27,8 @@ class Sink:
         self.logged: list[tuple[int, dict[str, float]]] = []
         self.statuses: list[str] = []
         self.resumed: list[int] = []
+        self.rolled_back: list[int] = []
+        self.reasons: list[str] = []
 
     def resume(self, step):
         self.resumed.append(step)
@@ -34,8 +36,12 @@ class Sink:
     def log(self, step, metrics):
         self.logged.append((step, dict(metrics)))
 
-    def close(self, status):
+    def rollback(self, step):
+        self.rolled_back.append(step)
+
+    def close(self, status, reason=""):
         self.statuses.append(status)
+        self.reasons.append(reason)
 
 
 def strict(line: str) -> dict:
@@ -107,6 +113,39 @@ def test_a_resumed_run_repeats_nothing(tmp_path: Path):
     assert (sink.resumed, len(sink.logged)) == ([20], 20)
 
 
+def test_a_rollback_cuts_lines_and_arrays_and_keeps_events(tmp_path: Path):
+    sink = Sink()
+    with Recorder(tmp_path, sink) as recorder:
+        for step in range(1, 31):
+            recorder.log(step, loss=1 / step)
+            recorder.signals(step, entropy=[float(step)])
+        recorder.event(30, "rollback", "to step 20")
+        recorder.rollback(20)
+        for step in range(21, 26):
+            recorder.log(step, loss=2.0)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 26))
+    assert [line["loss"] for line in lines[19:]] == [1 / 20] + [2.0] * 5
+    assert read_signals(tmp_path, "entropy")[0].tolist() == list(range(1, 21))
+    assert [event["kind"] for event in read_events(tmp_path)] == ["rollback"]
+    assert (sink.rolled_back, sink.resumed, len(sink.logged)) == ([20], [], 35)
+
+
+def test_each_event_is_handed_to_the_alerts(tmp_path: Path):
+    told = []
+
+    class Alerts:
+        def notify(self, event):
+            told.append(event)
+
+        def close(self):
+            told.append("closed")
+
+    with Recorder(tmp_path, alerts=Alerts()) as recorder:
+        recorder.event(3, "alarm", "entropy fell", where={"layer": 1})
+    assert told == [*read_events(tmp_path), "closed"]
+
+
 def test_resuming_after_the_last_line_cuts_nothing(tmp_path: Path):
     with Recorder(tmp_path) as recorder:
         recorder.log(1, loss=math.nan)
@@ -170,7 +209,9 @@ def test_an_exception_closes_the_run_as_failed_once(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), recorder:
         recorder.log(1, loss=1 / 0)
     recorder.close("finished")
-    assert sink.statuses == ["failed"]
+    assert (sink.statuses, sink.reasons) == (["failed"], ["ZeroDivisionError: division by zero"])
+    (event,) = read_events(tmp_path)
+    assert (event["kind"], event["reason"]) == ("failed", "ZeroDivisionError: division by zero")
 
 
 def test_summary_says_that_the_run_ended(tmp_path: Path):

@@ -10,17 +10,10 @@ from pathlib import Path
 import pytest
 
 from configs.schema import Config, DataConfig, DataSource, RunConfig, TrackingConfig
-from monitoring import tracker
+from monitoring import delivery, mlflow_store, tracker
+from monitoring.mlflow_store import default_uri, mark_cancelled, mark_failed, tracking_uri, ui_command
 from monitoring.recorder import Recorder, read_events, read_metrics
-from monitoring.tracker import (
-    NoTracker,
-    Tracker,
-    default_uri,
-    mark_cancelled,
-    mark_failed,
-    tracking_uri,
-    ui_command,
-)
+from monitoring.tracker import NoTracker, Tracker
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +28,7 @@ def config_in(folder: Path, **tracking) -> Config:
 
 def stored_run(config: Config):
     """The MLflow run that the run folder names, and a client."""
-    client = tracker.connect(tracking_uri(config))
+    client = mlflow_store.connect(tracking_uri(config))
     return client.get_run((config.run_dir / "mlflow_run_id").read_text().strip()), client
 
 
@@ -152,18 +145,18 @@ def test_catching_up_survives_a_store_that_fails_in_the_middle(tmp_path: Path, m
     with Recorder(config.run_dir) as recorder:
         for step in range(1, 21):
             recorder.log(step, loss=loss_at(step), **({"val_loss": loss_at(step)} if step % 10 == 0 else {}))
-    monkeypatch.setattr(tracker, "BATCH", 7)
+    monkeypatch.setattr(delivery, "BATCH", 7)
     monkeypatch.setattr(tracker, "FLUSH_SECONDS", 0.01)
-    send, sent, failed = tracker._log_points, [], threading.Event()
+    send, sent, failed = mlflow_store.log_points, [], threading.Event()
 
-    def fail_once(client, run_id, points):
+    def fail_once(client, run_id, points, *, certain):
         sent.append(points)
         if len(sent) == 2:
             failed.set()
             raise ConnectionError("gone")
-        send(client, run_id, points)
+        send(client, run_id, points, certain=certain)
 
-    monkeypatch.setattr(tracker, "_log_points", fail_once)
+    monkeypatch.setattr(mlflow_store, "log_points", fail_once)
     run = Tracker.open(config, config.run_dir)
     run.resume(20)
     run.log(21, {"loss": loss_at(21)})
@@ -225,7 +218,7 @@ def test_several_first_runs_at_once(tmp_path: Path):
     ]
     errors = [process.communicate()[1].decode() for process in started]
     assert errors == ["", "", ""]
-    client = tracker.connect(default_uri(tmp_path))
+    client = mlflow_store.connect(default_uri(tmp_path))
     experiment = client.get_experiment_by_name("steadytrain")
     assert [run.info.status for run in client.search_runs([experiment.experiment_id])] == ["FINISHED"] * 3
 
@@ -243,8 +236,8 @@ def test_a_store_out_of_reach_is_reported_once_and_training_goes_on(tmp_path: Pa
     events = read_events(config.run_dir)
     assert [event["kind"] for event in events] == ["tracking_error"]
     stderr = capfd.readouterr().err
-    assert stderr.count("MLflow at http://127.0.0.1:9: ") == 1
-    assert "every point stays in" in stderr
+    assert stderr.count("MLflow at http://127.0.0.1:9: ") == 2
+    assert "every point stays in" in stderr and f"or by: steadytrain sync {config.run_dir}" in stderr
     assert "secret" not in stderr + str(events)
 
 

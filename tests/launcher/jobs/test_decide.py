@@ -13,7 +13,7 @@ from launcher.jobs.decide import decide, read_verdict, settle, slurm_job_id, unf
 from launcher.jobs.job import Job
 from launcher.jobs.verdict import Verdict
 from launcher.run_folder import CONFIG
-from monitoring.tracker import RUN_ID, connect
+from monitoring.mlflow_store import RUN_ID, connect
 from tests.launcher.jobs.records import CONNECTION, attempt, ended, failed
 from tests.training.test_run import TINY
 

@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from launcher.cli import app
-from monitoring.tracker import RUN_ID, connect
+from monitoring.mlflow_store import RUN_ID, connect
 from tests.launcher.jobs.fake_slurm import FakeSlurm, install
 from tests.training.test_run import TINY
 
