@@ -381,6 +381,23 @@ def checkpoints(
 
 
 @app.command()
+def sync(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+) -> None:
+    """Send MLflow what a run could not: points and files that were left, and how it ended.
+
+    \b
+    Example:
+      steadytrain sync runs/tiny
+
+    Exit codes: 0 all is delivered, 2 no tracked run, a run under way, or a store that does not take it.
+    """
+    from launcher.sync import sync as deliver
+
+    typer.echo(deliver(run))
+
+
+@app.command()
 def sweep(
     study: Annotated[Path, typer.Argument(help="Study file.", metavar="STUDY.yaml", show_default=False)],
     overrides: Annotated[

@@ -8,7 +8,7 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +18,14 @@ from filelock import FileLock
 from configs.schema import Config
 from monitoring import mlflow_store as store
 from monitoring.mlflow_store import BATCH, LOST, Point
-from monitoring.recorder import EVENTS, METRICS
+from monitoring.recorder import EVENTS, METRICS, json_line
 from monitoring.spool import (
     FOLDER,
     LOCK,
     Line,
     Position,
     attempts,
+    last_words,
     numbers,
     read_header,
     read_lines,
@@ -96,7 +97,7 @@ class Delivery:
         """The spool of an attempt that is over; returns where the next one begins."""
         if attempt > position.attempt:
             position = Position(position.run_id, attempt, last_step=position.last_step)
-        end = self._drain(client, position) or lost(self._run_dir, attempt)
+        end = self._drain(client, position) or conclude(self._run_dir, attempt).line
         self._set_tags(client, position.run_id, _attempt_tags(read_header(self._path(attempt)), end))
         position = Position(position.run_id, attempt + 1, last_step=self._position().last_step)
         position.write(self._run_dir)
@@ -221,9 +222,25 @@ class EventCounts:
         return {f"steadytrain.events.{kind}": str(count) for kind, count in self._counts.items()}
 
 
-def lost(run_dir: Path, attempt: int) -> Line:
-    """The end of an attempt whose spool does not tell it, at the time of its last line."""
-    return {"end": "failed", "reason": LOST, "time": int(spool_path(run_dir, attempt).stat().st_mtime * 1000)}
+@dataclass(frozen=True)
+class End:
+    """How an attempt that is over ended: its spool's last line, the newest step in it, and whether it is ours."""
+
+    step: int
+    line: Line
+    is_new: bool
+
+
+def conclude(run_dir: Path, attempt: int) -> End:
+    """The end of an attempt whose processes are gone; one that was killed gets its last line now. Raises OSError."""
+    path = spool_path(run_dir, attempt)
+    step, said = last_words(path)
+    if said is not None:
+        return End(step, said, is_new=False)
+    end = {"end": "failed", "reason": LOST, "time": int(path.stat().st_mtime * 1000)}
+    with path.open("ab", buffering=0) as spool:
+        spool.write(b"\n" + json_line(end).encode())  # behind a line that the kill may have torn
+    return End(step, end, is_new=True)
 
 
 def _points(line: Line) -> list[Point]:

@@ -101,6 +101,7 @@ class Tracker:
         if not self._delivered:
             where = without_password(f"MLflow at {self._delivery.uri}")
             self._say(f"{where}: the rest is sent in the background, or by: steadytrain sync {self._run_dir}")
+        self._spool.close()
         if self.watchdog is not None:
             self.watchdog.release(RELEASE_SECONDS if self._delivered else 0.0)
 

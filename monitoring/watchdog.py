@@ -54,29 +54,27 @@ def main(run_dir: Path, attempt: int, seconds: float) -> None:
 
 def _deliver(run_dir: Path, attempt: int, deadline: float) -> None:
     from monitoring.alerts import Alerts
-    from monitoring.delivery import Delivery, Superseded, lost
+    from monitoring.delivery import Delivery, Superseded, conclude
     from monitoring.mlflow_store import failure
     from monitoring.recorder import append_event
-    from monitoring.spool import last_words, read_config, spool_path
+    from monitoring.spool import read_config
 
-    config = read_config(run_dir)
-    step, end = last_words(spool_path(run_dir, attempt))
-    if end is None:
-        end = lost(run_dir, attempt)
+    config, end = read_config(run_dir), conclude(run_dir, attempt)
+    if end.is_new:
         alerts = Alerts(config.alerts, run_dir)
-        alerts.notify(append_event(run_dir, step, "failed", end["reason"]))
+        alerts.notify(append_event(run_dir, end.step, "failed", end.line["reason"]))
         alerts.close()
     delivery, delay = Delivery(config, run_dir, attempt, live=False), FIRST_DELAY
     while True:
         try:
-            delivery.deliver(end)
+            delivery.deliver(end.line)
             return
         except Superseded:
             return
         except Exception as error:  # noqa: BLE001 (whatever store or network do, it is tried again)
             if time.monotonic() + delay > deadline:
                 reason = f"{failure(delivery.uri, error)}; given up: steadytrain sync {run_dir} delivers what is left"
-                append_event(run_dir, step, "tracking_error", reason)
+                append_event(run_dir, end.step, "tracking_error", reason)
                 return
         time.sleep(delay)
         delay = min(2 * delay, LAST_DELAY)
