@@ -81,7 +81,7 @@ def watch(run_dir: Path, console: Console, *, once: bool, interval: float) -> No
     if once or not console.is_terminal:
         _print(console, watched.look(console.width, None))
         return
-    shown = Text()
+    shown = None
     try:
         with Live(console=console, screen=True, auto_refresh=False) as live:
             while True:
@@ -91,7 +91,8 @@ def watch(run_dir: Path, console: Console, *, once: bool, interval: float) -> No
                     break
                 time.sleep(interval)
     finally:
-        _print(console, shown)
+        if shown is not None:
+            _print(console, shown)
 
 
 def _print(console: Console, shown: Text) -> None:

@@ -52,7 +52,8 @@ def largest_logits(history: History, detectors: DetectorsConfig) -> Figure | Non
         step_S, np.fmax.reduce(logit_SLA, axis=2), limit, first_crossings(step_S, logit_SLA, limit, below=False)
     )
     figure, axes = _figure(_title(lines, "Attention logits", "{:,.0f}"), lines)
-    log_axis(axes)
+    if (lines.value_SL > 0).any():
+        log_axis(axes)
     axes.set_ylabel("largest attention logit of the layer")
     _finish(axes, lines, f"limit {limit:,.0f}")
     return figure
