@@ -34,6 +34,7 @@ def check(config: Config) -> list[Problem]:
         *_optimizer(config),
         *_learning_rate(config),
         *_init_from(config),
+        *_rollback(config),
     ]
 
 
@@ -318,6 +319,18 @@ def _learning_rate(config: Config) -> Iterator[Problem]:
             f"must be at most {last} with schedule.kind = {schedule.kind} and training.steps = {steps}",
             schedule.warmup_steps,
             ("training.steps", "schedule.kind"),
+        )
+
+
+def _rollback(config: Config) -> Iterator[Problem]:
+    policy = config.stability.policy.model_dump()
+    asking = next((name for name, action in policy.items() if action == "rollback"), None)
+    if asking is not None and config.checkpoint.interval == 0:
+        yield Problem(
+            f"stability.policy.{asking}",
+            "needs checkpoints to go back to: checkpoint.interval must be over 0",
+            "rollback",
+            ("checkpoint.interval",),
         )
 
 

@@ -1,19 +1,48 @@
 """DeepSpeed behind one small class: data-parallel reduction, ZeRO-1/2, clipping and the optimizer step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schema import OptimizerConfig, ParallelConfig
+from configs.schema import ParallelConfig
 from parallel.quiet import deepspeed
 from parallel.topology import Topology
 
 REDUCE_BUCKET = 50_000_000
 """Numbers reduced at a time: a buffer of 200 MB every step. DeepSpeed's default would be one of 2 GB on every rank."""
+
+
+class Treatment(Protocol):
+    """What is to become of a step's gradients."""
+
+    @property
+    def keep(self) -> bool:
+        """Whether the update is made at all."""
+
+    @property
+    def scale(self) -> Tensor | None:
+        """What the gradients are divided by (on their device); None: nothing."""
+
+
+Judgement = TypeVar("Judgement", bound=Treatment)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """A contiguous part of a parameter, flattened, that one data-parallel rank owns."""
+
+    parameter: nn.Parameter
+    first: int
+    """Index of its first number in the flattened parameter."""
+    weight: Tensor
+    """The fp32 weights that the optimizer updates; a view."""
+    gradient: Tensor | None
+    """Mean over data-parallel ranks; there between the end of `accumulate` and `step`, else None."""
 
 
 class Engine:
@@ -25,7 +54,6 @@ class Engine:
         optimizer: torch.optim.Optimizer,
         topology: Topology,
         parallel: ParallelConfig,
-        config: OptimizerConfig,
     ) -> None:
         self._topology = topology
         self._assert_equal_group_counts(optimizer)
@@ -37,7 +65,6 @@ class Engine:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
-                "gradient_clipping": config.clip,
                 "zero_optimization": {
                     "stage": parallel.zero_stage,
                     "overlap_comm": False,
@@ -46,7 +73,9 @@ class Engine:
                 "zero_allow_untested_optimizer": True,
             },
         )
-
+        self._judge: Callable[[Tensor], Treatment] | None = None
+        self._treatment: Treatment | None = None
+        self._take_over_clipping()
         self._make_moments()
 
     @contextmanager
@@ -63,16 +92,43 @@ class Engine:
                 self._engine.module.zero_grad(set_to_none=True)
                 raise
 
-    def step(self, lr: float) -> float:
-        """Clip by the global norm and update; returns the norm before clipping.
+    def step(self, lr: float, judge: Callable[[Tensor], Judgement]) -> Judgement:
+        """Update with the averaged gradients as `judge` says, given their global norm; returns its judgement.
 
-        A norm that is not finite updates nothing and is returned as it is (inf).
+        `judge` is called once, on every rank with the same norm, on the gradients' device. A norm that is not finite
+        (it is then given inf) updates nothing, whatever the judgement.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
+        judged: list[Judgement] = []
+
+        def once(norm: Tensor) -> Judgement:
+            if not judged:
+                judged.append(judge(norm))
+            return judged[0]
+
+        self._judge = once
         self._engine.step()
-        norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        self._treatment = None
+        return once(torch.tensor(float("inf"), device=self._topology.device))
+
+    def owned(self) -> Iterator[Fragment]:
+        """What this data-parallel rank owns of its parameters: ranks own disjoint fragments that cover all of them."""
+        for group in self._optimizer.bit16_groups:
+            for parameter in group:
+                fragment = parameter._hp_mapping  # None where other ranks own all of it
+                if fragment is not None:
+                    first = fragment.lp_fragment_address.start
+                    yield Fragment(parameter, first, fragment.hp_fragment, self._averaged_gradient(parameter))
+
+    def _averaged_gradient(self, parameter: nn.Parameter) -> Tensor | None:
+        fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+        gradients = self._optimizer.averaged_gradients.get(fragment.param_group_index)
+        if gradients is None:
+            return None
+        gradient = gradients[parameter._index_in_param_group].flatten()  # type: ignore[attr-defined]
+        assert gradient.numel() == fragment.lp_fragment_address.numel, "DeepSpeed keeps gradients of what a rank owns"
+        return gradient
 
     MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -110,6 +166,28 @@ class Engine:
         safe_set_full_fp32_param(parameter, parameter.detach())
         for key, value in moments.items():
             safe_set_full_optimizer_state(parameter, value, key)
+
+    def _take_over_clipping(self) -> None:
+        """Put `step`'s judgement where DeepSpeed clips and updates, once for each group of parameters.
+
+        Both methods are private to its ZeRO-1/2 optimizer: `test_engine.py` names them.
+        """
+        update = self._optimizer._optimizer_step
+
+        def clip(gradients: list[Tensor], norm: Tensor) -> None:
+            assert self._judge is not None, "the optimizer steps only within Engine.step"
+            self._treatment = self._judge(norm)
+            if self._treatment.keep and self._treatment.scale is not None:
+                for gradient in gradients:
+                    gradient.mul_(1.0 / self._treatment.scale)
+
+        def update_if_kept(group: int) -> None:
+            assert self._treatment is not None, "DeepSpeed clips before it updates"
+            if self._treatment.keep:
+                update(group)
+
+        self._optimizer.unscale_and_clip_grads = clip
+        self._optimizer._optimizer_step = update_if_kept
 
     def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
         """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""

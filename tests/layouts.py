@@ -9,6 +9,7 @@ from parallel import topology as topologies
 from parallel.gradients import sum_partial_gradients
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.topology import Topology
+from stability.guard import Guard
 from tests.reference import DenseDecoder, Trace
 from training.batches import Batches
 from training.build import Trainer, build_chunks, build_trainer
@@ -59,11 +60,18 @@ def train_layout(cfg: Config, steps: int) -> Trace | None:
             trainer.spectral.pull_back()
             gradients = {name: _mean_over_dp(p.grad, topology) for name, p in trainer.named_parameters()}
         trace.gradients.append(gather_whole(trainer, gradients, topology))
-        trace.grad_norms.append(trainer.engine.step(cfg.optimizer.lr))
+        trace.grad_norms.append(update(trainer, cfg))
         trainer.spectral.refresh()
         trace.losses.append(mean_loss(loss, trainer.pipeline, topology))
     trace.parameters = gather_whole(trainer, {n: p.detach() for n, p in trainer.named_parameters()}, topology)
     return trace if topology.rank == 0 else None
+
+
+def update(trainer: Trainer, cfg: Config) -> float:
+    """An optimizer step with `optimizer.lr` and `optimizer.clip`; the gradient norm before clipping."""
+    guard = Guard(cfg.stability.skip, cfg.stability.zclip, cfg.optimizer.clip, torch.device("cpu"))
+    totals_2 = torch.zeros(2, dtype=torch.float64)
+    return trainer.engine.step(cfg.optimizer.lr, lambda norm: guard.judge(totals_2, norm)).grad_norm
 
 
 def dense_batches(cfg: Config, steps: int) -> list[tuple[Tensor, Tensor]]:

@@ -89,7 +89,7 @@ def build_trainer(
     parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
     optimizer = build_optimizer(parameters, config.optimizer, topology.device)
     pipeline = _build_pipeline(config, topology, chunks, vocab_size)
-    engine = Engine(nn.ModuleList(chunks), optimizer, topology, config.parallel, config.optimizer)
+    engine = Engine(nn.ModuleList(chunks), optimizer, topology, config.parallel)
     return Trainer(chunks, spectral, pipeline, engine)
 
 

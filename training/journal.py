@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from configs.schema import Config
+from monitoring.alerts import Alerts
 from monitoring.measure import Measurement
-from monitoring.recorder import Recorder, last_metrics, read_summary
+from monitoring.recorder import Recorder, describe, last_metrics, read_summary
 from monitoring.tracker import Tracker
 from training.checkpoint.saver import Resumed
 from training.progress import TrainingProgress
@@ -37,7 +38,7 @@ class Journal:
 
     def __init__(self, config: Config, parameters: int, resumed: Resumed | None, *, enabled: bool) -> None:
         self._config, self._parameters = config, parameters
-        self._recorder = Recorder(config.run_dir, Tracker.open(config, config.run_dir)) if enabled else None
+        self._recorder = _open_recorder(config) if enabled else None
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
         self._started = time.perf_counter()
@@ -59,7 +60,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._progress.__exit__(kind, error, at)
         if self._recorder is not None and kind is not None:
-            self._recorder.close("failed")
+            self._recorder.close("failed", "" if error is None else describe(error))
 
     def step(
         self,
@@ -88,11 +89,23 @@ class Journal:
                 self._recorder.signals(step, **measured.arrays())
         self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"))
 
-    def diverged(self, step: int, loss: float, grad_norm: float) -> None:
-        """Record that training cannot go on after update `step`."""
+    def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
+        """Record what the watch has to say of update `step`."""
         if self._recorder is not None:
-            what = "loss" if not math.isfinite(loss) else "gradient norm"
-            self._recorder.event(step, "diverged", f"{what} is not finite", loss=loss, grad_norm=grad_norm)
+            self._recorder.event(step, kind, reason, **details)
+            if kind in ("alarm", "rollback", "lower_lr"):
+                self._progress.say(f"step {step}: {details.get('detector', kind)}: {reason}")
+
+    def diverged(self, step: int, reason: str, loss: float, grad_norm: float) -> None:
+        """Record that training does not go on after update `step`."""
+        self.event(step, "diverged", reason, loss=loss, grad_norm=grad_norm)
+
+    def rolled_back(self, step: int, back: Resumed, reason: str) -> None:
+        """Record that training goes on from a checkpoint; lines of later steps go."""
+        self._last, self._steps = back.journal["last"], back.step
+        if self._recorder is not None:
+            self._recorder.rollback(back.step)
+        self.event(step, "rollback", f"{reason}; {back.message}", to=back.step)
 
     def stopping(self, step: int, reason: str | None) -> None:
         """Record that training ends early, after update `step`; `reason`: what this rank was told, if it was."""
@@ -135,3 +148,9 @@ class Journal:
                 self._recorder.summary(asdict(summary))
             self._recorder.close(status)
         return summary
+
+
+def _open_recorder(config: Config) -> Recorder:
+    """The run folder, the tracker, and who is told of events."""
+    alerts = Alerts(config.alerts, config.run_dir)
+    return Recorder(config.run_dir, Tracker.open(config, config.run_dir, alerts), alerts)

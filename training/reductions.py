@@ -22,16 +22,17 @@ def mean_loss(loss: Tensor, pipeline: Pipeline, topology: Topology) -> float:
     return total.item() / topology.dp_size
 
 
-def mean_loss_and_stop(
-    loss: Tensor, pipeline: Pipeline, topology: Topology, *, stop_requested: bool
-) -> tuple[float, bool]:
-    """As `mean_loss`, and whether any rank was asked to stop: both in one reduction, the same on every rank."""
+def loss_and_requests(loss: Tensor, pipeline: Pipeline, topology: Topology, *, stop_requested: bool) -> Tensor:
+    """(mean loss, ranks that were asked to stop), fp64, the same on every rank and still on the device: one reduction.
+
+    Read on the host it is what `mean_loss` returns, to the bit.
+    """
     own = _own_term(loss, pipeline, topology)
-    total = torch.stack([own, torch.full_like(own, float(stop_requested))])
+    totals_2 = torch.stack([own, torch.full_like(own, float(stop_requested))])
     if topology.world_size > 1:
-        dist.all_reduce(total)
-    sum_of_losses, requests = total.tolist()
-    return sum_of_losses / topology.dp_size, requests > 0
+        dist.all_reduce(totals_2)
+    totals_2[0] /= topology.dp_size
+    return totals_2
 
 
 def _own_term(loss: Tensor, pipeline: Pipeline, topology: Topology) -> Tensor:

@@ -2,21 +2,24 @@
 
 import math
 import time
+from dataclasses import replace
 
 from configs.schema import Config
 from data.samples import Samples
-from monitoring.attention import AttentionMonitor
-from monitoring.measure import measure
+from monitoring.signals import Monitor
 from parallel import topology as topologies
 from parallel.gradients import sum_partial_gradients
 from parallel.topology import Topology
+from stability.flight import FlightRecorder
+from stability.watch import Watch
 from training.batches import Batches
 from training.build import build_trainer
 from training.checkpoint.saver import Checkpoints
 from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
-from training.reductions import count_parameters, mean_loss_and_stop
+from training.reductions import count_parameters, loss_and_requests
+from training.rollback import begin, roll_back
 from training.schedule import learning_rate
 from training.stop import Stop
 
@@ -49,62 +52,94 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     batches = Batches(samples, training.global_batch_size, topology)
     weights = initial_weights(config, topology, samples)  # of another run; None: random, or this run's checkpoint
     trainer = build_trainer(config, topology, samples.vocab_size, weights)
-    attention = AttentionMonitor(trainer.attention_layers(), topology)
+    monitor = Monitor(trainer, topology, config)
     evaluator = Evaluator(config, topology, trainer.pipeline)
     checkpoints = Checkpoints(config, topology, trainer, samples.fingerprint)
     parameters = count_parameters(trainer.parameters(), topology)
-    resumed = checkpoints.resume()
+    rewinds, resumed = begin(config, topology, checkpoints)
     status: Status = "finished"
-    val_loss = resumed.val_loss if resumed else math.nan
+    step, val_loss = (resumed.step, resumed.val_loss) if resumed else (0, math.nan)
 
     with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal, checkpoints:
+        flight = FlightRecorder(config, trainer, topology, samples)
+        watch = Watch(config, topology.device, flight, journal.event)
+        watch.load(resumed.stability if resumed else {})
         if weights is not None:
             journal.report(0, "init_from", weights.message(config))
-        for step in range(resumed.step if resumed else 0, steps):
+        while step < steps:
             started, stop.step = time.perf_counter(), step + 1
-            measuring = _is_due(step, steps, config.monitoring.interval, first=True)
-            lr = learning_rate(step, config.optimizer.lr, steps, config.schedule)
-            tokens_BT, targets_BT = batches.step(step)  # a function of (seed, step): no other state
+            measuring = _is_due(step, steps, config.monitoring.interval, first=True) or watch.zooms(step)
+            lr = watch.lr(step, learning_rate(step, config.optimizer.lr, steps, config.schedule))
+            batch = rewinds.batch(step)
+            tokens_BT, targets_BT = batches.step(batch)  # a function of (seed, batch): no other state
 
-            with trainer.engine.accumulate(), attention.measuring(measuring):  # gradients of W_hat pile up locally
+            with trainer.engine.accumulate(), monitor.forward(measuring):  # gradients of W_hat pile up locally
                 loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
-            grad_norm = trainer.engine.step(lr)  # clip, ZeRO, AdamW on the fp32 weights
+                flight.note_gradients(step + 1)
+            if measuring:
+                monitor.before_update()
+            totals_2 = loss_and_requests(loss_here, trainer.pipeline, topology, stop_requested=stop.requested)
+            judged = trainer.engine.step(lr, watch.judge(totals_2))  # skip or clip, ZeRO, AdamW on the fp32 weights
             trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
-            loss, stopping = mean_loss_and_stop(  # the same on every rank
-                loss_here, trainer.pipeline, topology, stop_requested=stop.requested
-            )
+            flight.note_spectra(step + 1)
             seconds = time.perf_counter() - started
 
-            measured = measure(attention, trainer.spectral, topology, training.sequence_length) if measuring else None
-            alive = math.isfinite(loss) and math.isfinite(grad_norm)
-            evaluating = _is_due(step, steps, training.eval_interval) or not alive
+            measured = monitor.collect() if measuring else None  # the same on every rank, like all below
+            flight.note_step(
+                step + 1,
+                loss=judged.loss,
+                grad_norm=judged.grad_norm,
+                lr=lr,
+                seconds=seconds,
+                kept=judged.keep,
+                batch=batch,
+            )
+            if measured is not None:
+                flight.note_measurement(step + 1, measured)
+            decision = watch.observe(step + 1, judged, measured.arrays() if measured else {}, rewinds)
+            evaluating = _is_due(step, steps, training.eval_interval) or decision.action == "stop"
             if evaluating:
                 val_loss = evaluator.loss()
             journal.step(
                 step + 1,
-                loss=loss,
-                grad_norm=grad_norm,
+                loss=judged.loss,
+                grad_norm=judged.grad_norm,
                 lr=lr,
                 seconds=seconds,
                 measured=measured,
                 val_loss=val_loss if evaluating else None,
             )
-            if not alive:
+            if decision.action == "rollback":
+                rewinds, back = roll_back(decision, step, rewinds, config, topology, checkpoints)
+                if back is not None:
+                    watch.rolled_back(back.stability, back.step)
+                    journal.rolled_back(step + 1, back, decision.reason)
+                    step, val_loss = back.step, back.val_loss
+                    continue
+                decision = replace(decision, action="stop", reason=f"{decision.reason}; no checkpoint from before it")
+            if decision.action == "stop":
                 status = "diverged"
-                journal.diverged(step + 1, loss, grad_norm)
+                journal.diverged(step + 1, decision.reason, judged.loss, judged.grad_norm)
                 break
-            stopping = stopping and step + 1 < steps
-            if stopping or checkpoints.due(step + 1):
-                val_loss_now = val_loss if evaluating else math.nan  # an older one is not this checkpoint's
-                limit = stop.seconds_left() if stopping else None  # only a stop that all ranks agreed on
-                # Waits for a copy, not for a disk.
-                checkpoints.save(step + 1, val_loss_now, journal.state(), journal.report, limit)
+            step += 1
+            stopping = judged.stopping and step < steps
+            if stopping or checkpoints.due(step):
+                checkpoints.save(
+                    step,
+                    val_loss if evaluating else math.nan,  # an older one is not this checkpoint's
+                    journal=journal.state(),
+                    stability=watch.state(),
+                    skipped=watch.skips,
+                    report=journal.report,
+                    seconds=stop.seconds_left() if stopping else None,  # only a stop that all ranks agreed on
+                )  # waits for a copy, not for a disk
             if stopping:
                 status = "stopped"
-                journal.stopping(step + 1, stop.reason)
+                journal.stopping(step, stop.reason)
                 break
+        watch.finish()
         if resumed and resumed.step == steps and math.isnan(val_loss):
             val_loss = evaluator.loss()  # training.steps now ends where a run saved without evaluating
         if not checkpoints.wait(stop.seconds_left() if status == "stopped" else None):

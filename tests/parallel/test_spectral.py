@@ -15,7 +15,7 @@ from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear,
 from parallel.spectral import SpectralReparam
 from parallel.topology import TensorParallel
 from tests.distributed import spawn
-from tests.layouts import VOCAB, RandomSamples, config, single_topology
+from tests.layouts import VOCAB, RandomSamples, config, single_topology, update
 from training.batches import Batches
 from training.build import build_chunks, build_trainer
 
@@ -122,7 +122,7 @@ def _check_padding(cfg) -> None:  # type: ignore[no-untyped-def]
         with trainer.engine.accumulate():
             trainer.pipeline.train(*batches.step(step))
             trainer.spectral.pull_back()
-        trainer.engine.step(1e-2)
+        update(trainer, cfg)
         trainer.spectral.refresh()
     weights = dict(trainer.named_parameters())
     for name in ("head.weight", "embedding.weight"):
@@ -175,7 +175,7 @@ def _count_collectives(cfg) -> Counter[str]:  # type: ignore[no-untyped-def]
                 trainer.pipeline.train(*batches.step(step))
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()
-            trainer.engine.step(1e-3)
+            update(trainer, cfg)
             trainer.spectral.refresh()
     return counter.counts
 

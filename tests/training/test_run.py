@@ -79,5 +79,6 @@ def test_a_run_that_blows_up_stops_and_says_so(stdlib_bytes: Path, tmp_path: Pat
     cfg = tiny(stdlib_bytes, tmp_path, 1, *explosive)
     (summary,) = spawn(1, train, cfg)
     assert summary.status == "diverged" and summary.steps < 20
-    (event,) = read_events(cfg.run_dir)
+    alarm, record, event = read_events(cfg.run_dir)
+    assert alarm["kind"] == "alarm" and alarm["detector"] == "non_finite" and record["kind"] == "spike_record"
     assert event["kind"] == "diverged" and event["step"] == summary.steps and "not finite" in event["reason"]

@@ -53,6 +53,10 @@ class Manifest(Section):
     val_loss: float | None = None
     journal: dict[str, Any]
     """State of the run beside the tensors."""
+    skipped: int = Field(0, ge=0)
+    """Steps whose update was left out."""
+    stability: dict[str, Any] = Field(default_factory=dict)
+    """State of guard, detectors and policies."""
     files: dict[FileName, FileRecord] = Field(min_length=1)
 
 

@@ -24,8 +24,8 @@ IN_THE_FINGERPRINT = ("training.seed", "training.sequence_length")
 
 MAY_CHANGE = (
     "parallel.*, training.steps, micro_batch_size, precision, recompute, eval_interval, eval_samples and device, "
-    "optimizer.lr, betas, eps, weight_decay and clip, schedule.*, monitoring.*, checkpoint.*, tracking.*, run.*, "
-    "init_from, and data.sources.*.path for a copy of the same data"
+    "optimizer.lr, betas, eps, weight_decay and clip, schedule.*, monitoring.*, stability.*, alerts.*, checkpoint.*, "
+    "tracking.*, run.*, init_from, and data.sources.*.path for a copy of the same data"
 )
 
 NOT_SET = object()

@@ -37,11 +37,12 @@ Report = Callable[[int, str, str], None]
 
 @dataclass(frozen=True)
 class Resumed:
-    """Where training goes on: after `step` updates; `journal` is what the record needs to go on."""
+    """Where training goes on: after `step` updates; record and watch go on from `journal` and `stability`."""
 
     step: int
     val_loss: float
     journal: dict[str, Any]
+    stability: dict[str, Any]
     message: str
 
 
@@ -73,12 +74,21 @@ class Checkpoints:
         return interval > 0 and (updates % interval == 0 or updates == self._config.training.steps)
 
     def save(
-        self, updates: int, val_loss: float, journal: dict[str, Any], report: Report, seconds: float | None = None
+        self,
+        updates: int,
+        val_loss: float,
+        *,
+        journal: dict[str, Any],
+        stability: dict[str, Any],
+        skipped: int,
+        report: Report,
+        seconds: float | None = None,
     ) -> None:
-        """Save the state after `updates` steps. A write that fails is reported and is no checkpoint; nothing raises.
+        """Save the state after `updates` steps, of which `skipped` made no update.
 
-        Returns when training may go on: the state is copied or, if not asynchronous, committed. With `seconds`, after
-        that time in any case, as `wait` will then tell: the process must end.
+        A write that fails is reported and is no checkpoint; nothing raises. Returns when training may go on: the state
+        is copied or, if not asynchronous, committed. With `seconds`, after that time in any case, as `wait` will then
+        tell: the process must end.
         """
         if not self.wait(seconds):
             return  # the save before this one is still being written
@@ -88,6 +98,8 @@ class Checkpoints:
             "step": updates,
             "val_loss": val_loss if math.isfinite(val_loss) else None,
             "journal": journal,
+            "stability": stability,
+            "skipped": skipped,
         }
         settled = threading.Event()
         self._thread = threading.Thread(
@@ -117,17 +129,34 @@ class Checkpoints:
             CheckpointError: there are checkpoints but no good one, or they are of another model, seed, batch or data.
         """
         choice = from_logging_rank(self._topology, self._choose)
-        if choice is None:
-            return None
-        path, manifest, passed_over = choice
+        return None if choice is None else self._load(*choice)
+
+    def reach_back(self, updates: int) -> int | None:
+        """The step of the newest good checkpoint of at most so many updates; None if there is none. Collective."""
+        self.wait()
+        found = from_logging_rank(self._topology, lambda: store.newest_good(self._folder, at_most=updates))
+        return None if found is None else found[1].step
+
+    def roll_back(self, step: int) -> Resumed:
+        """Delete the checkpoints above that of `step` and load it. Collective; waits for a save under way.
+
+        Raises: CheckpointError if there is no good one at or before `step`.
+        """
+        self.wait()
+        from_logging_rank(self._topology, lambda: store.rollback(self._folder, step))
+        resumed = self.resume()
+        assert resumed is not None, "store.rollback leaves a good checkpoint"
+        return resumed
+
+    def _load(self, path: Path, manifest: Manifest, passed_over: list[str]) -> Resumed:
         try:
             dcp.load(self._state.to_load(), storage_reader=HuggingFaceStorageReader(str(path)))
         except dcp.api.CheckpointException as error:
             raise CheckpointError(f"{path}: does not hold this model's state: {_first_failure(error)}") from None
-        self._state.loaded(manifest.step)
+        self._state.loaded(manifest.step - manifest.skipped)
         message = "; ".join([f"continued from {path.name}", *passed_over])
         val_loss = math.nan if manifest.val_loss is None else manifest.val_loss
-        return Resumed(manifest.step, val_loss, manifest.journal, message)
+        return Resumed(manifest.step, val_loss, manifest.journal, manifest.stability, message)
 
     def _choose(self) -> tuple[Path, Manifest, list[str]] | None:
         """The newest good checkpoint, if this run can go on from it."""

@@ -1,7 +1,8 @@
 """Everything a resumed run needs, as tensors under global names: the same names and shapes in every layout.
 
     model/<parameter>           W, gamma, norms, biases, embeddings
-    spectral/<layer>/...        u, v and sigma of each reparametrised layer
+    spectral/<layer>/...        u, v and sigma of each reparametrised layer; of a plain one, where monitoring's power
+                                iteration stands
     exp_avg/<parameter>, exp_avg_sq/<parameter>   Adam's moments
 
 The step is the only other state: data order and learning rate are functions of it.

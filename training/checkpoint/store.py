@@ -100,13 +100,16 @@ def steps(checkpoints_dir: Path) -> list[Path]:
     return sorted(folders, key=_step, reverse=True)
 
 
-def newest_good(checkpoints_dir: Path) -> tuple[Path, Manifest, list[str]] | None:
+def newest_good(checkpoints_dir: Path, at_most: int | None = None) -> tuple[Path, Manifest, list[str]] | None:
     """The newest checkpoint whose every byte is as written, and why newer ones were passed over; None if there is none.
 
+    `at_most`: look at those of this step and before only.
     Raises: CheckpointError if there are checkpoints and all are damaged.
     """
     passed_over: list[str] = []
     for folder in steps(checkpoints_dir):
+        if at_most is not None and _step(folder) > at_most:
+            continue
         try:
             return folder, verify(folder, read_bytes=True), passed_over
         except CheckpointError as error:

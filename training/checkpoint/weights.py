@@ -168,6 +168,8 @@ def _saved_tensors(chunks: Sequence[nn.Module], *, spectra: bool) -> Iterator[tu
                 yield f"model/{name}", parameter.detach(), parameter.sharding  # type: ignore[attr-defined]
     if spectra:
         for name, layer in _linears(chunks):
+            if not layer.reparametrised:
+                continue  # what monitoring knew of it is the other run's
             for key, tensor, sharding in layer.spectral_state():
                 yield f"spectral/{name}/{key}", tensor, sharding
 

@@ -112,7 +112,7 @@ def test_an_interrupt_during_a_save_ends_it_first(stdlib_bytes: Path, tmp_path: 
     cfg = tiny(stdlib_bytes, tmp_path, 1, *SHORT, "training.steps=6")
     assert spawn(1, interrupted_during_the_first_save, cfg) == [None]
     assert [folder.name for folder in store.steps(cfg.run_dir / "checkpoints")] == ["step-00000003"]
-    assert [event["kind"] for event in read_events(cfg.run_dir)] == ["checkpoint"]
+    assert [event["kind"] for event in read_events(cfg.run_dir)] == ["checkpoint", "failed"]
 
 
 def interrupted_during_the_first_save(cfg: Config) -> None:

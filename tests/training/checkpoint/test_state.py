@@ -16,7 +16,7 @@ from configs.schema import Config
 from parallel import topology as topologies
 from parallel.gradients import sum_partial_gradients
 from tests.distributed import spawn
-from tests.layouts import VOCAB, RandomSamples, config, gather_whole
+from tests.layouts import VOCAB, RandomSamples, config, gather_whole, update
 from training.batches import Batches
 from training.build import build_trainer
 from training.checkpoint.state import TrainingState
@@ -86,7 +86,7 @@ class Rank:
             loss = trainer.pipeline.train(*self.batches.step(step))
             sum_partial_gradients(trainer.parameters(), self.topology.tensor)
             trainer.spectral.pull_back()
-        norm = trainer.engine.step(self.cfg.optimizer.lr)
+        norm = update(trainer, self.cfg)
         trainer.spectral.refresh()
         return mean_loss(loss, trainer.pipeline, self.topology), norm
 
