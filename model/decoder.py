@@ -3,7 +3,7 @@
 Shapes: B batch, T sequence, t this rank's share of it, D hidden, V this rank's share of the padded vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,12 @@ from parallel.embedding import LearnedPositions, VocabParallelEmbedding, count_r
 from parallel.linear import ColumnParallelLinear, LinearSpec
 from parallel.recompute import recompute_context
 from parallel.regions import enter
+
+LayerProbe = Callable[[int, Tensor], None]
+"""Sees (index in the whole model, output (B, t, D)) of every layer; a recomputed layer once."""
+
+LogitsProbe = Callable[[Tensor], None]
+"""Sees the logits (B, T, V) of the last stage."""
 
 
 class DecoderLayer(nn.Module):
@@ -64,7 +70,10 @@ class Decoder(nn.Module):
         rows = count_rows(vocab_size, config.vocab_multiple)
         width, std = config.hidden_size, config.init_std
         plain = LinearSpec(spec.tp, spec.seed, spec.compute_dtype, spec.master_dtype)
+        self.vocab_size = vocab_size
         self.recompute = recompute
+        self.layer_probe: LayerProbe | None = None
+        self.logits_probe: LogitsProbe | None = None
         self.tp = spec.tp
         self.embedding = self.positions = self.final_norm = self.head = None
         if layers[0] == 0:
@@ -92,15 +101,22 @@ class Decoder(nn.Module):
             x = self.embedding(x)
         if self.positions is not None:
             x = self.positions(x)
-        for layer in self.layers.values():
+        for index, layer in self.layers.items():
             if self.recompute and torch.is_grad_enabled():
                 # Nothing in a layer is random: no generator's state to copy from the device and back.
                 x = checkpoint(layer, x, use_reentrant=False, context_fn=recompute_context, preserve_rng_state=False)
             else:
                 x = layer(x)
+            if self.layer_probe is not None:
+                self.layer_probe(int(index), x)
         if self.final_norm is not None:
             x = self.final_norm(x)
-        return self._logits(x) if self.is_last else x
+        if not self.is_last:
+            return x
+        logits = self._logits(x)
+        if self.logits_probe is not None:
+            self.logits_probe(logits)
+        return logits
 
     def _logits(self, x_BtD: Tensor) -> Tensor:
         if self.head is not None:

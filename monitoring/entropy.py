@@ -1,6 +1,6 @@
-"""Exact attention entropy and largest logit per head, block by block.
+"""Exact attention entropy, its lower bound and the largest logit per row, block by block.
 
-Shapes: B batch, H query heads, G key/value heads, T sequence, K head size; q and k blocks along T.
+Shapes: B batch, H query heads, G key/value heads, T sequence, K head size, N = B H; q and k blocks along T.
 """
 
 import math
@@ -9,63 +9,89 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = {"cpu": 32, "cuda": 256}
 KEY_BLOCK = 1024
+SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}
+"""Scores held at a time: what stays in a core's cache; what keeps a GPU busy."""
+FUTURE = -1e30
+"""The centred score of a key after its query: its weight is exactly zero, and unlike -inf, zero times it is zero."""
 
 
 @dataclass(frozen=True)
 class AttentionStatistics:
-    """Row-wise statistics of causal attention: `entropy_BHT` in nats, `max_logit_BHT` of scaled scores."""
+    """Row-wise statistics of causal attention.
+
+    `entropy_BHT` in nats, `bound_BHT` the least entropy of a row of this spread (`entropy_lower_bound`), and
+    `max_logit_BHT` of scaled scores.
+    """
 
     entropy_BHT: Tensor
+    bound_BHT: Tensor
     max_logit_BHT: Tensor
 
 
 @torch.no_grad()
 def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> AttentionStatistics:
-    """Ent(A_i) = -Σ_j A_ij log A_ij of every row of causal attention, and its largest scaled logit.
+    """Ent(A_i) = -Σ_j A_ij log A_ij of every row of causal attention, its lower bound and its largest scaled logit.
 
-    Scores are formed in fp32 (fp64 for fp64 input) and centred on the running maximum m of their row, so that with
-    l = Σ e^(s-m) and w = Σ e^(s-m) (s-m) the entropy is log l - w / l, a sum of two terms of one sign. (The shorter
-    H = LSE - q·Attn(V=k) cancels where it matters: at a collapsed head in bf16 a quarter of its values are negative.)
-    Memory is one block of scores, never T x T.
+    Scores are formed in fp32 (fp64 for fp64 input), less their row's mean, which neither attention nor the spread
+    s = ‖logits - mean‖ knows; then less their running maximum m, so that with l = Σ e^(s-m) and w = Σ e^(s-m) (s-m)
+    the entropy is log l - w / l, a sum of two terms of one sign. (The shorter H = LSE - q·Attn(V=k) cancels where it
+    matters: at a collapsed head in bf16 a quarter of its values are negative.) Memory is one block of scores, never
+    T x T.
 
     Source: Zhai et al. 2023, section 3; the block recurrence is flash attention's (Dao et al. 2022) with w carried
     (`top`, `total` and `weighted` below are m, l and w).
     """
     dtype = torch.float64 if q_BHTK.dtype == torch.float64 else torch.float32
     groups = q_BHTK.shape[1] // k_BGTK.shape[1]
-    k_BHTK = k_BGTK.to(dtype).repeat_interleave(groups, dim=1) if groups > 1 else k_BGTK.to(dtype)
-    length = q_BHTK.shape[2]
-    blocks = [
-        _block_rows(q_BHTK[:, :, first : first + QUERY_BLOCK].to(dtype) * scale, k_BHTK, first)
-        for first in range(0, length, QUERY_BLOCK)
-    ]
-    return AttentionStatistics(*(torch.cat(parts, dim=-1) for parts in zip(*blocks, strict=True)))
+    q_NTK, k_NTK = (q_BHTK.to(dtype) * scale).flatten(0, 1), k_BGTK.to(dtype)
+    k_NTK = (k_NTK.repeat_interleave(groups, dim=1) if groups > 1 else k_NTK).flatten(0, 1)
+    keys_T = torch.arange(1, q_NTK.shape[1] + 1, device=q_NTK.device)
+    mean_NT = (q_NTK * (k_NTK.cumsum(1) / keys_T[:, None])).sum(-1)
+    # The mean rides in the product of queries and keys as one more feature.
+    q_NTK = torch.cat([q_NTK, -mean_NT[..., None]], dim=-1)
+    k_NTK = torch.cat([k_NTK, torch.ones_like(k_NTK[..., :1])], dim=-1)
+    entropy_NT, spread_NT, top_NT = (torch.empty_like(mean_NT) for _ in range(3))
+    rows, scores = QUERY_BLOCK[q_NTK.device.type], SCORES[q_NTK.device.type]
+    heads = max(1, scores // (rows * min(q_NTK.shape[1], KEY_BLOCK)))
+    for first_head in range(0, q_NTK.shape[0], heads):
+        here = slice(first_head, first_head + heads)
+        for first in range(0, q_NTK.shape[1], rows):
+            block = slice(first, first + rows)
+            parts = _block_rows(q_NTK[here, block], k_NTK[here], first)
+            entropy_NT[here, block], spread_NT[here, block], top_NT[here, block] = parts
+    bound_NT = entropy_lower_bound(spread_NT, keys_T)
+    shape = q_BHTK.shape[:2]
+    return AttentionStatistics(*(t.unflatten(0, shape) for t in (entropy_NT, bound_NT, top_NT + mean_NT)))
 
 
-def _block_rows(q_BHqK: Tensor, k_BHTK: Tensor, first_row: int) -> tuple[Tensor, Tensor]:
-    """Entropy and maximum of the rows first_row, first_row + 1, ... of scaled queries."""
-    rows_q = torch.arange(first_row, first_row + q_BHqK.shape[2], device=q_BHqK.device)
-    shape = q_BHqK.shape[:-1]
-    top = q_BHqK.new_full(shape, -math.inf)
-    total, weighted = q_BHqK.new_zeros(shape), q_BHqK.new_zeros(shape)
-    end = first_row + q_BHqK.shape[2]
+def _block_rows(q_NqK: Tensor, k_NTK: Tensor, first_row: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, norm and maximum of the centred scores of the rows first_row, first_row + 1, ..."""
+    end = first_row + q_NqK.shape[1]
+    rows_q = torch.arange(first_row, end, device=q_NqK.device)
+    top = q_NqK.new_full(q_NqK.shape[:-1], FUTURE)
+    total, weighted, squares = (torch.zeros_like(top) for _ in range(3))
     for first_key in range(0, end, KEY_BLOCK):
-        keys = slice(first_key, min(first_key + KEY_BLOCK, end))
-        s_BHqk = q_BHqK @ k_BHTK[:, :, keys].transpose(-1, -2)
+        last_key = min(first_key + KEY_BLOCK, end)
+        s_Nqk = torch.bmm(q_NqK, k_NTK[:, first_key:last_key].transpose(1, 2))
         # True positions of rows and keys: a causal mask of the block's own indices would be another attention.
-        future_qk = torch.arange(keys.start, keys.stop, device=s_BHqk.device) > rows_q[:, None]
-        s_BHqk = s_BHqk.masked_fill(future_qk, -math.inf)
-        new_top = torch.maximum(top, s_BHqk.amax(-1))
-        shift = torch.where(top == -math.inf, torch.zeros_like(top), top - new_top)
-        centred_BHqk = s_BHqk - new_top[..., None]
-        e_BHqk = centred_BHqk.exp()
-        decay = torch.where(top == -math.inf, torch.zeros_like(top), shift.exp())
-        weighted = decay * (weighted + total * shift) + (e_BHqk * centred_BHqk.masked_fill(future_qk, 0)).sum(-1)
-        total = decay * total + e_BHqk.sum(-1)
+        first_future = min(max(first_key, first_row), last_key)
+        diagonal = s_Nqk[..., first_future - first_key :]
+        future = torch.arange(first_future, last_key, device=rows_q.device) > rows_q[:, None]
+        diagonal.masked_fill_(future, 0)
+        squares += torch.linalg.vector_norm(s_Nqk, dim=-1).square_()
+        diagonal.masked_fill_(future, FUTURE)
+        new_top = torch.maximum(top, s_Nqk.amax(-1))
+        shift = top - new_top
+        s_Nqk -= new_top[..., None]
+        e_Nqk = s_Nqk.exp()
+        decay = shift.exp()
+        sum_here = e_Nqk.sum(-1)
+        weighted = decay * (weighted + total * shift) + e_Nqk.mul_(s_Nqk).sum(-1)
+        total = decay * total + sum_here
         top = new_top
-    return total.log() - weighted / total, top
+    return total.log() - weighted / total, squares.sqrt_(), top
 
 
 def causal_maximum(length: int) -> float:

@@ -1,46 +1,42 @@
-"""Spectral norm and scale of every reparametrised matrix."""
+"""Spectral norm and scale of every matrix, reparametrised or not."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
-from monitoring.attention import gather_objects
+from monitoring.gather import Labels
 from parallel.spectral import SpectralReparam
-from parallel.topology import Topology
 
 
-@dataclass(frozen=True)
-class Spectra:
-    """sigma(W) as power iteration tracks it, and gamma, by matrix name in model order."""
-
-    names: list[str]
-    sigma: list[float]
-    gamma: list[float]
+def model_order(names: Iterable[str]) -> list[str]:
+    """Matrices by layer, then by name; the head last."""
+    return sorted(names, key=lambda name: (_layer(name), name))
 
 
-def collect_spectra(spectral: SpectralReparam, topology: Topology) -> Spectra | None:
-    """Spectra of the whole model on the logging rank; None elsewhere, and without reparametrisation. Collective."""
-    names = [matrix.name for matrix in spectral.matrices]
-    sigma, gamma = (_numbers([getattr(matrix, name) for matrix in spectral.matrices]) for name in ("sigma", "gamma"))
-    mine = list(zip(names, sigma, gamma, strict=True))
-    parts = gather_objects(mine, topology)
-    if parts is None:
-        return None
-    # Tensor-parallel ranks hold the same sigma and gamma: keep one of each name.
-    rows = {row[0]: row for part in parts for row in part}
-    if not rows:
-        return None
-    ordered = sorted(rows.values(), key=lambda row: _model_order(row[0]))
-    return Spectra(*(list(column) for column in zip(*ordered, strict=True)))
-
-
-def _numbers(scalars: list[Tensor]) -> list[float]:
-    """Scalars on the host: one copy for all of them."""
-    return torch.stack(scalars).tolist() if scalars else []
-
-
-def _model_order(name: str) -> tuple[int, str]:
-    """Layers by number, the head last."""
+def _layer(name: str) -> int:
     parts = name.split(".")
-    return (int(parts[1]), name) if parts[0] == "layers" else (1 << 30, name)
+    return int(parts[1]) if parts[0] == "layers" else 1 << 30
+
+
+class SpectraMonitor:
+    """sigma(W) as power iteration tracks it, and gamma (NaN for plain matrices)."""
+
+    def __init__(self, spectral: SpectralReparam, index: Mapping[str, int], seed: int) -> None:
+        """`index`: the place of each matrix among those of the whole model."""
+        self._spectral = spectral
+        self._seed = seed
+        self._matrices = [*spectral.matrices, *spectral.plain]
+        labels = [(index[matrix.name],) for matrix in self._matrices]
+        self.sums: Labels = {}
+        self.maxima: Labels = {"sigma": labels, "gamma": labels}  # ranks that share a matrix hold the same two
+
+    @torch.no_grad()
+    def collect(self) -> dict[str, Tensor]:
+        """`sigma` and `gamma` by label; one all-reduce over tensor-parallel ranks for plain matrices."""
+        self._spectral.measure_plain(self._seed)
+        nan = torch.full_like(self._matrices[0].sigma, torch.nan)
+        return {
+            "sigma": torch.stack([matrix.sigma for matrix in self._matrices]),
+            "gamma": torch.stack([m.gamma if m.layer.reparametrised else nan for m in self._matrices]),
+        }

@@ -51,7 +51,8 @@ class ShardedLinear(nn.Module):
 
     `weight` is this rank's part of W and belongs to the optimizer; `gamma` (K,) scales each packed matrix;
     `effective` is W_hat in the compute dtype; `replicated` and `split` are the singular vectors of each matrix on the
-    side every rank holds whole and on the side the ranks share; `sigma` (K,) is the spectral norm they imply.
+    side every rank holds whole and on the side the ranks share; `sigma` (K,) is the spectral norm they imply. In a
+    plain layer only monitoring uses these three: `replicated` is zero until the first measurement.
     """
 
     split_dim: int
@@ -70,11 +71,11 @@ class ShardedLinear(nn.Module):
         self.weight = shard_parameter(nn.Parameter(weight), Sharding(self.split_dim, self._blocks()))
         self.gamma: nn.Parameter | None = None
         if spec.reparametrised:
-            kept, shared = (weight.shape[1], weight.shape[0]) if self.split_dim == 0 else weight.shape
             self.gamma = replicate_parameter(nn.Parameter(weight.new_ones(len(rows))), spec.tp)
-            self.register_buffer("replicated", weight.new_zeros(len(rows), kept))
-            self.register_buffer("split", weight.new_zeros(shared))
-            self.register_buffer("sigma", weight.new_ones(len(rows)))
+        kept, shared = (weight.shape[1], weight.shape[0]) if self.split_dim == 0 else weight.shape
+        self.register_buffer("replicated", weight.new_zeros(len(rows), kept))
+        self.register_buffer("split", weight.new_zeros(shared))
+        self.register_buffer("sigma", weight.new_ones(len(rows)))
         needs_copy = spec.reparametrised or spec.compute_dtype != weight.dtype
         self.register_buffer("effective", weight.to(spec.compute_dtype).clone() if needs_copy else None, False)
 
@@ -83,9 +84,12 @@ class ShardedLinear(nn.Module):
         return ()
 
     def spectral_state(self) -> Iterator[tuple[str, Tensor, Sharding]]:
-        """(name, tensor, sharding) of u, v and sigma: what a resumed run needs besides the parameters."""
+        """(name, tensor, sharding) of u, v and sigma: what a resumed run needs besides the parameters.
+
+        A plain layer's next measurement goes on from `replicated` alone.
+        """
+        yield "replicated", self.replicated, Sharding()
         if self.reparametrised:
-            yield "replicated", self.replicated, Sharding()
             yield "split", self.split, Sharding(0, self._blocks())
             yield "sigma", self.sigma, Sharding()
 

@@ -13,7 +13,7 @@ Notation: a matrix is read as (s, r): s the side the ranks share ("split"), r th
 ("replicated"). For column-parallel layers s = out, r = in; for row-parallel layers the transpose.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +26,16 @@ from parallel.linear import ShardedLinear
 from parallel.seeds import seed_for
 from parallel.topology import TensorParallel
 
+PLAIN_START = 20
+"""Power iterations before a plain matrix's first spectral norm: from a random vector they reach 98 % of it."""
+
 
 @dataclass(frozen=True)
 class SpectralMatrix:
-    """One matrix with its own gamma: a block of rows of a layer's weight (all of it for row-parallel layers)."""
+    """One matrix with a spectral norm, and where reparametrised a gamma, of its own.
+
+    It is a block of rows of a layer's weight (all of it for row-parallel layers).
+    """
 
     name: str
     layer: ShardedLinear
@@ -63,9 +69,13 @@ class SpectralReparam:
     """Step-boundary sigmaReparam of the linears one rank holds; also casts plain linears to the compute dtype."""
 
     def __init__(self, layers: Iterable[tuple[str, ShardedLinear]], tp: TensorParallel) -> None:
+        layers = list(layers)
         self.tp = tp
         self.layers = [layer for _, layer in layers]
-        self.matrices = [matrix for name, layer in layers if layer.reparametrised for matrix in _matrices(name, layer)]
+        matrices = [matrix for name, layer in layers for matrix in _matrices(name, layer)]
+        self.matrices = [matrix for matrix in matrices if matrix.layer.reparametrised]
+        self.plain = [matrix for matrix in matrices if not matrix.layer.reparametrised]
+        """The others: not touched by training, `measure_plain` finds their spectral norms."""
 
     @torch.no_grad()
     def start(self, config: ReparamConfig, seed: int) -> None:
@@ -82,11 +92,9 @@ class SpectralReparam:
             if config.start == "svd":
                 self._start_by_svd(matrix)
             else:
-                generator = torch.Generator().manual_seed(seed_for(seed, "power-iteration", matrix.name))
-                start_r = torch.randn(matrix.replicated_r.shape, generator=generator, dtype=torch.float64)
-                matrix.replicated_r.copy_(start_r / start_r.norm())
+                _draw(matrix, seed)
         for _ in range(config.start_iterations if config.start == "power" else 1):
-            self._iterate()
+            self._iterate(self.matrices)
         for matrix in self.matrices:
             if not matrix.sigma > _eps(matrix.sigma):
                 raise ConfigError(
@@ -116,22 +124,38 @@ class SpectralReparam:
     def refresh(self) -> None:
         """After an optimizer step: one power iteration on the new W, then W_hat. One all-reduce."""
         if self.matrices:
-            self._iterate()
+            self._iterate(self.matrices)
         self._write_effective()
+
+    @torch.no_grad()
+    def measure_plain(self, seed: int) -> None:
+        """One power iteration on the matrices without sigmaReparam, for their `sigma`. One all-reduce.
+
+        The first time from random vectors, the same on every rank and in every layout, with `PLAIN_START` iterations;
+        then from the vectors of the measurement before, which are part of a checkpoint.
+        """
+        if not self.plain:
+            return
+        if not self.plain[0].replicated_r.any():
+            for matrix in self.plain:
+                _draw(matrix, seed)
+            for _ in range(PLAIN_START - 1):
+                self._iterate(self.plain)
+        self._iterate(self.plain)
 
     @torch.no_grad()
     def restore(self) -> None:
         """After W, gamma, u, v and sigma were loaded: write W_hat as the step that saved them did."""
         self._write_effective()
 
-    def _iterate(self) -> None:
-        """One sharded power iteration for every matrix.
+    def _iterate(self, matrices: Sequence[SpectralMatrix]) -> None:
+        """One sharded power iteration for every one of these matrices.
 
         Each rank computes w_s = W_s r and its term of t = Σ W_sᵀ w_s and n = Σ |w_s|²; one all-reduce completes all of
         them. Then sigma = |t| / √n, r ← t / |t|, s ← w_s / √n: the dense iteration exactly, for any number of ranks.
         """
         split_parts, pieces = [], []
-        for matrix in self.matrices:
+        for matrix in matrices:
             weight_sr = matrix.oriented(matrix.layer.weight)
             w_s = weight_sr @ matrix.replicated_r
             split_parts.append(w_s)
@@ -139,7 +163,7 @@ class SpectralReparam:
         buffer = torch.cat(pieces)
         self._all_reduce(buffer)
         offset = 0
-        for matrix, w_s in zip(self.matrices, split_parts, strict=True):
+        for matrix, w_s in zip(matrices, split_parts, strict=True):
             length = matrix.replicated_r.numel()
             t_r, n = buffer[offset : offset + length], buffer[offset + length]
             offset += length + 1
@@ -185,6 +209,13 @@ def _matrices(name: str, layer: ShardedLinear) -> list[SpectralMatrix]:
         matrices.append(SpectralMatrix(label, layer, index, slice(first, first + rows)))
         first += rows
     return matrices
+
+
+def _draw(matrix: SpectralMatrix, seed: int) -> None:
+    """A random unit vector to start the matrix's power iteration from."""
+    generator = torch.Generator().manual_seed(seed_for(seed, "power-iteration", matrix.name))
+    start_r = torch.randn(matrix.replicated_r.shape, generator=generator, dtype=torch.float64)
+    matrix.replicated_r.copy_(start_r / start_r.norm())
 
 
 def _grad(layer: ShardedLinear) -> Tensor:

@@ -46,6 +46,22 @@ def test_equals_the_full_matrix(length: int, groups: int, sharpness: float) -> N
     assert (ours.entropy_BHT >= -1e-5).all()
 
 
+@pytest.mark.parametrize(("length", "groups"), [(1, 4), (64, 2), (257, 1), (1500, 2)])
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0], ids=lambda s: f"sharpness {s}")
+def test_bound_of_every_row_from_its_spread(length: int, groups: int, sharpness: float) -> None:
+    """s_i over row i's own i + 1 logits, from the full matrix in float64; and no row is below its bound."""
+    q, k = heads(length, sharpness, groups)
+    scores = q.double() @ k.double().repeat_interleave(4 // groups, 1).transpose(-1, -2) * K**-0.5
+    spread = torch.stack(
+        [scores[:, :, i, : i + 1].var(-1, unbiased=False).mul(i + 1).sqrt() for i in range(length)], -1
+    )
+    expected = entropy_lower_bound(spread, torch.arange(1, length + 1))
+    ours = attention_statistics(q, k, K**-0.5)
+    torch.testing.assert_close(ours.bound_BHT.double(), expected, rtol=0, atol=1e-4)
+    assert (ours.entropy_BHT - ours.bound_BHT >= -1e-4).all()
+    assert (ours.bound_BHT[..., 1:] > 0).any() or length == 1 or sharpness == 10
+
+
 def test_sharp_heads_are_really_collapsed() -> None:
     q, k = heads(257, 300.0)
     entropy, largest = full_matrix(q, k, K**-0.5)
@@ -68,10 +84,12 @@ def test_float64_is_exact() -> None:
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = (t.double() for t in heads(100, 5.0))
     whole = attention_statistics(q, k, K**-0.5)
-    monkeypatch.setattr(module, "QUERY_BLOCK", 7)
+    monkeypatch.setattr(module, "QUERY_BLOCK", {"cpu": 7})
     monkeypatch.setattr(module, "KEY_BLOCK", 13)
+    monkeypatch.setattr(module, "SCORES", {"cpu": 300})
     split = attention_statistics(q, k, K**-0.5)
     torch.testing.assert_close(split.entropy_BHT, whole.entropy_BHT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(split.bound_BHT, whole.bound_BHT, rtol=0, atol=1e-12)
     torch.testing.assert_close(split.max_logit_BHT, whole.max_logit_BHT, rtol=0, atol=1e-12)
 
 
