@@ -47,7 +47,7 @@ def frame(
     plan: Plan, standing: Standing, history: History, findings: Findings, *, width: int, height: int | None, now: float
 ) -> Text:
     """The frame; `height` None: as long as it is, otherwise at most so many lines. `now`: seconds since 1970."""
-    head = [_header(plan, standing, history), *_moves(findings, width)]
+    head = [_header(plan, standing, history), *_damage(history), *_moves(findings, width)]
     loss = _loss(history, width, rows=3 if height is None or height >= 20 else 2)
     spectra = _spectra(findings)
     room = None if height is None else height - len(head) - len(loss) - len(spectra) - 2
@@ -85,9 +85,13 @@ def _header(plan: Plan, standing: Standing, history: History) -> Text:
             line.append(f"  {duration(left)} left")
     if plan.attempt > 1:
         line.append(f"  attempt {plan.attempt}")
-    if history.unreadable:
-        line.append(f"  {history.unreadable} damaged records left out", "bold red")
     return line
+
+
+def _damage(history: History) -> list[Text]:
+    count = history.unreadable
+    text = f"{count} damaged record{'s are' if count > 1 else ' is'} left out of what follows"
+    return [Text(text, "bold red")] if count else []
 
 
 def _tokens_per_s(history: History) -> float | None:
@@ -212,10 +216,10 @@ def _lowest(value_S: Values, width: int) -> Values:
 def _cells(share_C: Values, floor: float) -> Text:
     cells = Text()
     for share in share_C:
-        if not math.isfinite(share) or share < floor:
+        if share < floor:
             cells.append(CROSS, COLLAPSED)
         else:
-            cells.append(cell(share), LOW if share < LOW_SHARE else HEALTHY)
+            cells.append(cell(share), HEALTHY if share >= LOW_SHARE else LOW)
     return cells
 
 
