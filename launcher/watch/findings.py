@@ -13,6 +13,9 @@ from configs.stability import DetectorsConfig
 from monitoring.crossings import Crossing, first_crossings
 from monitoring.history import History, Steps, Values
 
+FOLLOWERS = 4
+"""Layers named after the first."""
+
 
 class Outermost(NamedTuple):
     """One quantity over all matrices at the newest measurement: the largest |value| and whose it is."""
@@ -36,8 +39,8 @@ class Move:
 
     def __str__(self) -> str:
         first, *rest = self.crossings
-        followed = ", ".join(f"{crossing.layer} ({crossing.step:,})" for crossing in rest[:4])
-        more = f" and {len(rest) - 4} more" if len(rest) > 4 else ""
+        followed = ", ".join(f"{crossing.layer} at {crossing.step:,}" for crossing in rest[:FOLLOWERS])
+        more = f" and {len(rest) - FOLLOWERS} more" if len(rest) > FOLLOWERS else ""
         then = f"; then layer {followed}{more}" if rest else ""
         return f"{first.place} at step {first.step:,}: {self.what}{then}"
 
