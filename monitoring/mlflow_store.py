@@ -87,7 +87,7 @@ def connect(uri: str) -> "MlflowClient":
         path.parent.mkdir(parents=True, exist_ok=True)
     with _creation_lock(uri):
         client = MlflowClient(tracking_uri=uri)
-        client.get_experiment_by_name("")  # opens the store, which creates its tables
+        client.get_experiment_by_name("Default")  # opens the store, which creates its tables
         return client
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from monitoring import tracker
 from monitoring.watchdog import Watchdog
+from tests.monitoring.servers import Proxy, Server
 
 
 @pytest.fixture(autouse=True)
@@ -26,3 +27,22 @@ def watchdogs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     for process in started:
         if process.is_running():  # psutil compares start times: never a stranger that was given the id
             process.kill()
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server for all tests of a session; a test that stops it starts it again."""
+    server = Server(tmp_path_factory.mktemp("mlflow-server"))
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def proxy(mlflow_server: Server) -> Iterator[Proxy]:
+    """A proxy in front of it that passes everything until it is told otherwise."""
+    found = Proxy(mlflow_server)
+    yield found
+    found.close()
