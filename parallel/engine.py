@@ -119,7 +119,7 @@ class Engine:
                 fragment = parameter._hp_mapping  # None where other ranks own all of it
                 if fragment is not None:
                     first = fragment.lp_fragment_address.start
-                    yield Fragment(parameter, first, fragment.hp_fragment, self._averaged_gradient(parameter))
+                    yield Fragment(parameter, first, fragment.hp_fragment.detach(), self._averaged_gradient(parameter))
 
     def _averaged_gradient(self, parameter: nn.Parameter) -> Tensor | None:
         fragment = parameter._hp_mapping  # type: ignore[attr-defined]

@@ -1,8 +1,14 @@
 """Every signal, in any layout, equals the dense float64 computation; every rank gets it; other steps pay nothing."""
 
+from collections import Counter
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import Config
 from monitoring.measure import Measurement
@@ -14,6 +20,7 @@ from tests.layouts import VOCAB, RandomSamples, config, update
 from tests.monitoring.dense_signals import dense_signals
 from training.batches import Batches
 from training.build import build_trainer
+from training.checkpoint.state import TrainingState
 
 STEPS = 2
 SIGMA = {"reparam": {"kind": "sigma"}}
@@ -56,24 +63,36 @@ MORE = {
 }
 
 
-def measured(cfg: Config, steps: int = STEPS) -> list[Measurement]:
-    """Train as the loop does, measuring every step."""
-    topology = topologies.start(cfg.parallel, "cpu")
-    trainer = build_trainer(cfg, topology, VOCAB)
-    monitor = Monitor(trainer, topology, cfg)
-    length = cfg.training.sequence_length
-    batches = Batches(RandomSamples(length), cfg.training.global_batch_size, topology)
-    measurements = []
-    for step in range(steps):
-        with trainer.engine.accumulate(), monitor.forward(True):
-            trainer.pipeline.train(*batches.step(step))
-            sum_partial_gradients(trainer.parameters(), topology.tensor)
+class Run:
+    """One rank that trains as the loop does."""
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg, self.topology = cfg, topologies.start(cfg.parallel, "cpu")
+        self.trainer = build_trainer(cfg, self.topology, VOCAB)
+        self.monitor = Monitor(self.trainer, self.topology, cfg)
+        samples = RandomSamples(cfg.training.sequence_length)
+        self.batches = Batches(samples, cfg.training.global_batch_size, self.topology)
+
+    def step(self, step: int, *, measuring: bool = True, broken: tuple[int, int] | None = None) -> Measurement | None:
+        """`broken`: the layer and head whose gradient gets a NaN on this rank."""
+        trainer = self.trainer
+        with trainer.engine.accumulate(), self.monitor.forward(measuring):
+            trainer.pipeline.train(*self.batches.step(step))
+            sum_partial_gradients(trainer.parameters(), self.topology.tensor)
+            if broken is not None:
+                attention = dict(trainer.attention_layers())[broken[0]]
+                attention.qkv.weight.grad[broken[1] * attention.head_size] = torch.nan  # type: ignore[index]
             trainer.spectral.pull_back()
-        monitor.before_update()
-        update(trainer, cfg)
+        if measuring:
+            self.monitor.before_update()
+        update(trainer, self.cfg)
         trainer.spectral.refresh()
-        measurements.append(monitor.collect())
-    return measurements
+        return self.monitor.collect() if measuring else None
+
+
+def measured(cfg: Config, steps: int = STEPS) -> list[Measurement | None]:
+    run = Run(cfg)
+    return [run.step(step) for step in range(steps)]
 
 
 @pytest.mark.parametrize("kind", ["sigma", "none"])
@@ -116,3 +135,128 @@ def assert_close(ours: Measurement, expected: dict[str, torch.Tensor], rtol: flo
     for name, theirs in expected.items():
         atol = rtol * 1e-2 * float(theirs.nan_to_num().abs().max())
         np.testing.assert_allclose(arrays[name], theirs.numpy(), rtol, atol, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", ["sigma", "none"])
+def test_bf16_activations(kind: str) -> None:
+    """Activations are rounded to 8 bits, and what is seen of them with them; sums over them are still fp32."""
+    cfg = config(1, model=WIDE | {"reparam": {"kind": kind}}, training={"precision": "bf16"})
+    expected = dense_signals(cfg, 1)
+    (ours,) = spawn(1, measured, cfg, 1)
+    coarse = {"update_ratio", "qk_grad_ratio"}  # Adam's first step turns the sign of a rounded gradient into its size
+    arrays = ours[0].arrays()
+    for name, theirs in expected[0].items():
+        rtol = 0.1 if name in coarse else 0.03
+        np.testing.assert_allclose(
+            arrays[name], theirs.numpy(), rtol, 0.02 * float(theirs.nan_to_num().abs().max()), name
+        )
+
+
+LOGGED = {"tp2, sequence parallel": (2, {"tp": 2, "sequence_parallel": True}), "pp2 dp2": (4, {"pp": 2})}
+
+
+@pytest.mark.parametrize("kind", ["sigma", "none"])
+@pytest.mark.parametrize("name", LOGGED)
+def test_other_steps_run_not_one_operation_more(name: str, kind: str) -> None:
+    """A step after a measured one dispatches what it does without a monitor: no collective, no copy to the host."""
+    world_size, parallel = LOGGED[name]
+    cfg = config(world_size, model={"reparam": {"kind": kind}}, parallel=parallel)
+    for without, beside in zip(*(spawn(world_size, operations, cfg, on) for on in (False, True)), strict=True):
+        assert without[1] == beside[1]
+        assert any(op.startswith("c10d") for op in without[1]) and "aten._local_scalar_dense.default" in without[1]
+        more = Counter(op for op in beside[0] if op.startswith("c10d")) - Counter(
+            op for op in without[0] if op.startswith("c10d")
+        )
+        allowed = (
+            {"c10d.allgather_.default", "c10d.allreduce_.default"} if kind == "none" else {"c10d.allgather_.default"}
+        )
+        assert more.keys() <= allowed, more
+        assert 1 <= more["c10d.allgather_.default"] <= (3 if parallel.get("sequence_parallel") else 1)
+
+
+class Log(TorchDispatchMode):
+    """Notes every operation that is dispatched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.operations.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def operations(cfg: Config, monitored: bool) -> list[list[str]]:
+    """What a step that is measured (if `monitored`) and the next, which is not, dispatch on this rank."""
+    run = Run(cfg)
+    if monitored:
+        run.step(0)  # a plain matrix's power iteration begins with the first
+    else:
+        run.step(0, measuring=False)
+    logs = []
+    for step in (1, 2):
+        with Log() as log:
+            run.step(step, measuring=monitored and step == 1)
+        logs.append(log.operations)
+    for chunk in run.trainer.chunks:
+        assert chunk.layer_probe is chunk.logits_probe is None
+        assert all(attention.probe is None for _, attention in chunk.attention_layers())
+    return logs
+
+
+@pytest.mark.parametrize("kind", ["sigma", "none"])
+def test_a_resumed_run_measures_the_same_bits(kind: str, tmp_path: Path) -> None:
+    cfg = config(2, model={"reparam": {"kind": kind}}, parallel={"tp": 2})
+    through, resumed = (spawn(2, measured_across_a_checkpoint, cfg, tmp_path, again)[0] for again in (False, True))
+    for one, other in zip(resumed, through, strict=True):
+        assert_identical(one, other)
+
+
+def measured_across_a_checkpoint(cfg: Config, folder: Path, again: bool) -> list[Measurement]:
+    """Measurements of steps 2 and 4 (counted from 0); a checkpoint is written before step 3, or loaded there."""
+    run = Run(cfg)
+    state = TrainingState(run.trainer, run.topology)
+    if again:
+        dcp.load(state.to_load(), storage_reader=HuggingFaceStorageReader(str(folder)))
+        state.loaded(2)
+    else:
+        run.step(0)
+        run.step(1, measuring=False)
+        dcp.save(state.to_save(), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    kept = [run.step(step, measuring=step % 2 == 0) for step in range(2, 5)]
+    return [measurement for measurement in kept if measurement is not None]
+
+
+def test_numbers_that_are_not_finite_are_told_apart() -> None:
+    """A NaN in one matrix's gradient shows in that matrix, its head and no other."""
+    ranks = spawn(2, measured_with_a_nan, config(2, parallel={"zero_stage": 2}))
+    for ours in ranks:
+        arrays = ours.arrays()
+        (broken,) = np.nonzero(np.isnan(arrays["grad_norm"]))[0].tolist()
+        assert arrays["matrix"][broken] == "layers.1.attention.qkv.q"
+        assert np.argwhere(np.isnan(arrays["head_grad"])).tolist() == [[1, 2]]
+        assert np.isfinite(arrays["entropy"]).all() and np.isfinite(arrays["sigma"]).all()
+
+
+def measured_with_a_nan(cfg: Config) -> Measurement | None:
+    run = Run(cfg)
+    return run.step(0, broken=(1, 2) if run.topology.rank == 1 else None)
+
+
+def test_a_shard_whose_weights_jump_is_named() -> None:
+    ranks = spawn(2, measured_around_a_flip, config(2, parallel={"tp": 2}))
+    for before, after in ranks:
+        grown = np.argwhere(after.shard_rms_MP > 1.5 * before.shard_rms_MP)
+        ((matrix, tp_rank),) = grown.tolist()
+        assert after.matrices[matrix] == "layers.2.feedforward.down" and tp_rank == 1
+
+
+def measured_around_a_flip(cfg: Config) -> tuple[Measurement | None, Measurement | None]:
+    run = Run(cfg)
+    before = run.step(0)
+    if run.topology.tensor.rank == 1:
+        weight = run.trainer.chunks[0].layers["2"].feedforward.down.weight
+        for fragment in run.trainer.engine.owned():
+            if fragment.parameter is weight:
+                fragment.weight[7] = 2.0
+    return before, run.step(1)
