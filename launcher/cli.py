@@ -252,7 +252,7 @@ def status(
 def watch(
     run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
     once: Annotated[bool, typer.Option("--once", help="Print how it stands now, and end.")] = False,
-    interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1)] = 1.0,
+    interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1, max=3600)] = 1.0,
 ) -> None:
     """Watch a run in the terminal: loss, attention of every layer, what moved first, alarms and events.
 
@@ -274,6 +274,8 @@ def watch(
             show(run, Console(highlight=False, markup=False, emoji=False), once=once, interval=interval)
     except KeyboardInterrupt:  # the usual way to leave: nothing to be said about it
         raise typer.Exit(INTERRUPTED) from None
+    except PermissionError as error:  # a run of somebody else's
+        raise ConfigError(f"{error.filename}: cannot be read: {error.strerror}") from None
 
 
 @app.command()
@@ -289,7 +291,10 @@ def pictures(
     from launcher.watch import require_run
     from monitoring.pictures import draw_pictures
 
-    drawn = draw_pictures(require_run(run))
+    try:
+        drawn = draw_pictures(require_run(run))
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}; the pictures were not drawn") from None
     typer.echo("\n".join(str(path) for path in drawn) or f"{run}: nothing to draw yet: it has trained no step")
 
 
@@ -395,6 +400,49 @@ def sync(
     from launcher.sync import sync as deliver
 
     typer.echo(deliver(run))
+
+
+@app.command()
+def spike(
+    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    record: Annotated[
+        str | None, typer.Argument(help="A record's id, or the step it begins with.", metavar="[ID]")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of the batch whose text is shown.", min=0)] = 4,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Run the steps before it again and compare; the run stays as it is.")
+    ] = False,
+    layout: Annotated[
+        str, typer.Option(help="With --replay: the run's own layout (same), one process (single), or both.")
+    ] = "both",
+) -> None:
+    """Show what led to an alarm: which layer, head, matrix or rank moved first, and the text of the batch.
+
+    Without an ID, the records of the run; if there is only one, that one. A picture of it is put beside it.
+
+    \b
+    Examples:
+      steadytrain spike runs/tiny
+      steadytrain spike runs/tiny 000123-loss_spike
+      steadytrain spike runs/tiny 123 --replay
+
+    Exit codes: 0 shown, 2 no run, no record or none of that id, 1 a rerun failed.
+    """
+    from rich.console import Console
+
+    from launcher.spike import LAYOUTS, WIDTH, choose, find, listing, show
+
+    if layout not in LAYOUTS:
+        raise ConfigError(f"command line: --layout = {layout}: must be same, single or both")
+    ids = find(run)
+    console = Console(highlight=False, markup=False, emoji=False)
+    if not console.is_terminal:
+        console.width = WIDTH
+    if record is None and len(ids) > 1:
+        console.print(listing(run, ids))
+        return
+    name = ids[0] if record is None else choose(run, ids, record)
+    show(run, name, console, samples=samples, replay=replay, layout=layout)
 
 
 @app.command()

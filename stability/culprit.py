@@ -1,6 +1,6 @@
 """What moved first: the places of a record that left their usual course before, or when, the alarm fired.
 
-Every series is compared with its own median before, in units of its own spread (`stability.series.robust_z`). Ranks
+Every series is compared with its own course before, in units of its own spread (`stability.series.robust_z`). Ranks
 that hold the same parameter are peers: where one of them moves and the others do not, the rank is named.
 """
 
@@ -28,8 +28,9 @@ class Finding:
     where: Where
     step: int
     z: float
-    """Robust standard deviations from the median before; infinite if not finite."""
+    """Robust standard deviations from what was to be expected; infinite if not finite."""
     before: float
+    """What was to be expected from the steps before."""
     value: float
     sentence: str
     series: str
@@ -71,16 +72,20 @@ def _conclude(record: Record, findings: list[Finding], share: float) -> str:
     first = findings[0]
     at_once = [finding for finding in findings if finding.step == first.step]
     on_one_rank = next((finding for finding in at_once if {"rank", "tp"} & finding.where.keys()), None)
-    if on_one_rank is not None and share < EVERYWHERE:
-        return f"First, and not on its peers: {on_one_rank.sentence}."
-    if share < EVERYWHERE or first.series == "lr":
-        return f"First: {first.sentence}."
-    if math.isinf(first.z):
-        return f"At step {first.step}, and not before, gradients of all layers stopped being finite at once."
     track = record.tracks.get("batch")
     batches = [] if track is None else track.values[track.steps == first.step].tolist()
-    which = f": suspect batch {int(batches[0])}" if batches else ""
-    return f"At step {first.step}, and not before, {share:.0%} of all gradients moved at once{which}."
+    suspect = f": suspect batch {int(batches[0])}" if batches else ""
+    if on_one_rank is not None and share < EVERYWHERE:
+        return f"First, and not on its peers: {on_one_rank.sentence}."
+    if first.series == "lr":
+        return f"First: {first.sentence}."
+    if share >= EVERYWHERE and math.isinf(first.z):
+        return f"At step {first.step}, and not before, gradients of all layers stopped being finite at once."
+    if share >= EVERYWHERE:
+        return f"At step {first.step}, and not before, {share:.0%} of all gradients moved at once{suspect}."
+    if all(finding.series in ("loss", "grad_norm") for finding in at_once):
+        return f"At step {first.step} the {first.quantity} moved, and no part of the model before it{suspect}."
+    return f"First: {first.sentence}."
 
 
 def _reference(record: Record, moved: list[tuple[Series, Movement]]) -> tuple[str, int]:
@@ -104,7 +109,7 @@ def _findings(series: Series, movement: Movement, record: Record, reference: tup
         peer = max(movers, key=lambda k: abs(z[k]))
         where = {**series.places[place], series.peers: peer} if alone and series.peers else series.places[place]
         step, value = int(series.steps[row]), float(series.values_SKN[row, peer, place])
-        before = float(movement.median_SKN[row, peer, place])
+        before = float(movement.expected_SKN[row, peer, place])
         words = (
             _place_text(where),
             series.kind.words,

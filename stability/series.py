@@ -17,9 +17,11 @@ Where = dict[str, int | str]
 Scale = Literal["log", "signed log", "linear"]
 
 THRESHOLD = 8.0
-"""Robust standard deviations from the median of the steps before that count as a movement."""
-MINIMUM = 4
-"""Steps before that a movement is judged by."""
+"""Robust standard deviations from where the steps before lead to that count as a movement."""
+WINDOW = 32
+"""Recorded steps before that a value is compared with. What lasts for half of them is how things now are."""
+MINIMUM = 6
+"""Values that a comparison needs."""
 RECENT = 8
 """A movement belongs to an alarm if it lasts until so few recorded steps before it."""
 GAP = 2
@@ -50,8 +52,8 @@ KINDS = {
     "measured.update_ratio": Kind("update-to-weight ratio", "log", 0.1),
     "measured.activation_rms": Kind("activation RMS", "log", 0.05),
     "measured.activation_grad_rms": Kind("RMS of the gradient of the activations", "log", 0.1),
-    "measured.head_grad": Kind("query gradient", "log", 0.15),
-    "measured.qk_grad_ratio": Kind("query-to-value gradient ratio", "log", 0.15),
+    "measured.head_grad": Kind("query gradient", "log", 0.25),
+    "measured.qk_grad_ratio": Kind("query-to-value gradient ratio", "log", 0.25),
     "measured.max_logit": Kind("largest attention logit", "signed log", 0.1),
     "measured.entropy": Kind("attention entropy", "linear", 0.05),
     "measured.token_cosine": Kind("token cosine", "linear", 0.02),
@@ -82,14 +84,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Movement:
-    """How a series went until the alarm, and where it began to leave its median."""
+    """How a series went until the alarm, and where it began to leave its course."""
 
     row_KN: NDArray[np.int64]
     """The first row of the movement under way when the alarm fired; -1 where there was none."""
     z_SKN: NDArray[np.float64]
     """Infinite for numbers that are not finite."""
-    median_SKN: NDArray[np.float64]
-    """Of the steps before, in the quantity's own units."""
+    expected_SKN: NDArray[np.float64]
+    """Where the steps before lead to, in the quantity's own units."""
 
 
 def series_of(record: Record) -> list[Series]:
@@ -111,36 +113,54 @@ def movements(series: Series, until: int) -> Movement:
     rows = int((series.steps <= until).sum())
     shape = series.values_SKN.shape[1:]
     flat_SN = series.values_SKN[:rows].reshape(rows, -1)
-    z_SN, median_SN = robust_z(_scaled(flat_SN, series.kind.scale), series.kind.floor)
+    z_SN, expected_SN = robust_z(_scaled(flat_SN, series.kind.scale), series.kind.floor)
     onset_KN = _onsets(np.abs(z_SN) > THRESHOLD).reshape(shape)
     return Movement(
         row_KN=np.where(series.held_KN, onset_KN, -1),
         z_SKN=z_SN.reshape(rows, *shape),
-        median_SKN=_unscaled(median_SN, series.kind.scale).reshape(rows, *shape),
+        expected_SKN=_unscaled(expected_SN, series.kind.scale).reshape(rows, *shape),
     )
 
 
 def robust_z(values_SN: NDArray[np.float64], floor: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(z, median) of each value against median and MAD of the values before it that had not moved themselves.
+    """(z, expected value) of each value by the median, trend and MAD of the values before it that had not moved.
 
-    Leaving out what moved keeps the reference where it was while a movement lasts. z is infinite for values that are
-    not finite, and 0 where fewer than MINIMUM values are there to compare with.
+    Leaving out what moved keeps the reference where it was while a movement lasts; the trend lets weights grow as they
+    do without a word. z is infinite for values that are not finite, and 0 where too few values are there.
     """
-    z_SN, median_SN = np.zeros_like(values_SN), np.full_like(values_SN, np.nan)
+    z_SN, expected_SN = np.zeros_like(values_SN), np.full_like(values_SN, np.nan)
     calm_SN = np.where(np.isfinite(values_SN), values_SN, np.nan)
     for row in range(len(values_SN)):
-        history = calm_SN[:row]
-        if row:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", RuntimeWarning)  # a column may have nothing to compare with yet
-                median_SN[row] = np.nanmedian(history, axis=0)
-                spread = MAD_TO_SD * np.nanmedian(np.abs(history - median_SN[row]), axis=0)
-            known = np.isfinite(history).sum(axis=0) >= MINIMUM
-            with np.errstate(invalid="ignore"):
-                z_SN[row] = np.where(known, (values_SN[row] - median_SN[row]) / np.maximum(spread, floor), 0.0)
+        history_WN = calm_SN[max(0, row - WINDOW) : row]
+        # A past shorter than what has moved since says little: it would call the first bend of a young run a movement.
+        known_N = np.isfinite(history_WN).sum(axis=0) >= max(MINIMUM, len(history_WN) / 2)
+        if known_N.any():
+            expected_SN[row, known_N], spread = _extrapolate(history_WN[:, known_N])
+            deviation = values_SN[row, known_N] - expected_SN[row, known_N]
+            z_SN[row, known_N] = deviation / np.maximum(spread, floor)
         z_SN[row] = np.where(np.isfinite(values_SN[row]), z_SN[row], np.inf)
         calm_SN[row] = np.where(np.abs(z_SN[row]) > THRESHOLD, np.nan, calm_SN[row])
-    return z_SN, median_SN
+    return z_SN, expected_SN
+
+
+def _extrapolate(history_WN: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(next value, spread) of columns with NaN where a value is left out.
+
+    The slope is that between the medians of the two halves: nearly as steady as the median of all pairs' slopes.
+    """
+    rows = len(history_WN)
+    age_W1 = np.arange(rows, 0, -1.0)[:, None]
+    halves = np.array_split(history_WN, 2)
+    enough_N = (np.isfinite(halves[0]).sum(axis=0) >= MINIMUM // 2) & (
+        np.isfinite(halves[1]).sum(axis=0) >= MINIMUM // 2
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of halves that are all NaN, which `enough_N` leaves out
+        early_N, late_N = (np.nanmedian(half, axis=0) for half in halves)
+    slope_N = np.where(enough_N, (late_N - early_N) / (rows / 2), 0.0)
+    leveled_WN = history_WN + slope_N * age_W1
+    expected_N = np.nanmedian(leveled_WN, axis=0)
+    return expected_N, MAD_TO_SD * np.nanmedian(np.abs(leveled_WN - expected_N), axis=0)
 
 
 def _onsets(moved_SN: NDArray[np.bool_]) -> NDArray[np.int64]:
