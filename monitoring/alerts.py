@@ -53,12 +53,12 @@ class Alerts:
             self._report(event, f"more than {MAX_WAITING} events wait; later ones are not told")
 
     def close(self) -> None:
-        """Wait until the events so far are told, as long as one of them may take at most."""
+        """Wait until the events so far are told, as long as two of them may take at most."""
         if self._thread is None:
             return
         with contextlib.suppress(queue.Full):
-            self._waiting.put_nowait(None)
-        self._thread.join(2 * SECONDS)
+            self._waiting.put(None, timeout=SECONDS)
+        self._thread.join(2 * SECONDS)  # a command and an address
 
     def _work(self) -> None:
         while (event := self._waiting.get()) is not None:

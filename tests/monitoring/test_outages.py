@@ -1,7 +1,9 @@
 """A real MLflow server that loses answers, answers 500, freezes, dies and returns: every point arrives exactly once."""
 
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -175,6 +177,50 @@ def test_a_server_that_freezes_dies_and_comes_back(mlflow_server: Server, tmp_pa
     stream.recorder.close("finished")
     assert_all_arrived_once(mlflow_server, config, 80)
     assert not attempts(config.run_dir)
+
+
+def test_steps_trained_anew_after_a_rollback_are_new_points(mlflow_server: Server, tmp_path: Path) -> None:
+    config = config_in(tmp_path, uri=mlflow_server.uri)
+    stream = Stream(config)
+    stream.train(30)
+    stream.recorder.event(30, "rollback", "to step 20")
+    stream.recorder.rollback(20)
+    stream.step = 20
+    stream.train(5)
+    stream.recorder.close("stopped")  # ... and attempts after it
+    again = Stream(config, first=23)
+    again.recorder.resume(22)
+    again.train(18)
+    again.recorder.close("finished")
+    found = mlflow_server.client().get_metric_history(run_id(config), "loss")
+    in_time = [metric.step for metric in sorted(found, key=lambda metric: metric.timestamp)]
+    assert in_time == [*range(1, 31), *range(21, 26), *range(26, 41)]
+
+
+def test_files_tags_and_the_machines_load(mlflow_server: Server, tmp_path: Path) -> None:
+    config = config_in(tmp_path, uri=mlflow_server.uri)
+    for folder in ("pictures", "spikes"):
+        (config.run_dir / folder).mkdir(parents=True)
+    (config.run_dir / "pictures" / "loss.png").write_text("picture")
+    (config.run_dir / "spikes" / "000003-loss.npz").write_text("record")
+    stream = Stream(config)
+    stream.train(3)
+    for step in (1, 3):
+        stream.recorder.event(step, "alarm", "the entropy fell")
+    delivered(mlflow_server, config, 3)
+    client = mlflow_server.client()
+    wait_until(lambda: client.get_metric_history(run_id(config), "system/cpu_utilization_percentage"), "system metrics")
+    stream.recorder.close("stopped")
+    run = client.get_run(run_id(config))
+    assert run.info.status == "KILLED"
+    assert run.data.tags["steadytrain.events.alarm"] == "2"
+    attempt = json.loads(run.data.tags["steadytrain.attempt.1"])
+    assert attempt["host"] == socket.gethostname() and attempt["status"] == "stopped"
+    assert attempt["started"] <= attempt["ended"]
+    paths = {
+        file.path for folder in ("pictures", "spikes", "") for file in client.list_artifacts(run.info.run_id, folder)
+    }
+    assert paths == {"pictures", "pictures/loss.png", "spikes", "spikes/000003-loss.npz", "events.jsonl"}
 
 
 def test_what_is_left_at_the_end_is_sent_by_sync(
