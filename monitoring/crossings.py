@@ -31,31 +31,29 @@ class Crossing:
         return f"layer {self.layer}" if self.head is None else f"layer {self.layer} head {self.head}"
 
 
-def first_crossings(step_S: Steps, value_S: Values, limit: float, *, below: bool) -> list[Crossing]:
+def first_crossings(step_S: Steps, value_S: Values, limit: float, *, below: bool, lasting: int = 0) -> list[Crossing]:
     """For each layer that has passed the limit, its first head to do so; earliest first.
 
-    `value_S` (S, L) or (S, L, A); `below`: passing means falling below, otherwise rising above. Of places that one
-    measurement shows together, the one whose straight line between two measurements meets the limit first comes first.
+    `value_S` (S, L) or (S, L, A); `below`: passing means falling below, otherwise rising above; `lasting`: for at least
+    so many steps, as far as measurements tell. Of places that one measurement shows together, the one whose straight
+    line between two measurements meets the limit first comes first.
     """
     if not step_S.size:
         return []
     value_SLA = value_S if value_S.ndim == 3 else value_S[:, :, None]
     passed_SLA = value_SLA < limit if below else value_SLA > limit
-    first_LA = passed_SLA.argmax(axis=0)
     found = []
     for layer in np.flatnonzero(passed_SLA.any(axis=(0, 2))):
-        heads = np.flatnonzero(passed_SLA[:, layer].any(axis=0))
-        at, head = min(
-            (_meets(step_S, value_SLA[:, layer, head], first_LA[layer, head], limit), head) for head in heads
-        )
-        index = first_LA[layer, head]
-        crossing = Crossing(
-            step=int(step_S[index]),
-            layer=int(layer),
-            head=int(head) if value_S.ndim == 3 else None,
-            value=float(value_SLA[index, layer, head]),
-        )
-        found.append((at, crossing))
+        meetings = []
+        for head in np.flatnonzero(passed_SLA[:, layer].any(axis=0)):
+            index = _begins(step_S, passed_SLA[:, layer, head], lasting)
+            if index is not None:
+                meetings.append((_meets(step_S, value_SLA[:, layer, head], index, limit), index, head))
+        if meetings:
+            at, index, head = min(meetings)
+            place = int(head) if value_S.ndim == 3 else None
+            value = float(value_SLA[index, layer, head])
+            found.append((at, Crossing(step=int(step_S[index]), layer=int(layer), head=place, value=value)))
     return [crossing for _, crossing in sorted(found, key=lambda entry: entry[0])]
 
 
@@ -69,6 +67,14 @@ def detectors_of(run_dir: Path) -> DetectorsConfig:
         return DetectorsConfig.model_validate((config or {}).get("stability", {}).get("detectors", {}))
     except (ValueError, AttributeError):
         raise DataError(f"{path}: stability.detectors: is not what this version reads") from None
+
+
+def _begins(step_S: Steps, passed_S: NDArray[np.bool_], lasting: int) -> int | None:
+    """The measurement at which the first run of them begins that have all passed and that lasts long enough."""
+    change = np.diff(passed_S.astype(np.int8), prepend=0, append=0)
+    begins, lasts = np.flatnonzero(change == 1), np.flatnonzero(change == -1) - 1
+    enough = np.flatnonzero(step_S[lasts] - step_S[begins] >= lasting)
+    return int(begins[enough[0]]) if enough.size else None
 
 
 def _meets(step_S: Steps, value_S: NDArray[np.float64], index: int, limit: float) -> float:

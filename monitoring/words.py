@@ -6,6 +6,7 @@ from typing import Any, Literal
 Weight = Literal["bad", "warning", "action", "routine"]
 
 BAD = ("diverged", "failed", "checkpoint_failed", "metrics_damaged")
+WARNINGS = ("tracking_error", "alert_failed")
 ACTIONS = ("skip", "clip", "lower_lr", "rollback", "stop")
 WEIGHT_OF_SEVERITY: dict[str, Weight] = {"fatal": "bad", "alarm": "bad", "warning": "warning"}
 
@@ -21,7 +22,9 @@ def weight_of(event: Mapping[str, Any]) -> Weight:
     kind = event["kind"]
     if kind == "alarm":
         return WEIGHT_OF_SEVERITY.get(event.get("severity", "alarm"), "bad")
-    return "bad" if kind in BAD else "action" if kind in ACTIONS else "routine"
+    if kind in BAD:
+        return "bad"
+    return "warning" if kind in WARNINGS else "action" if kind in ACTIONS else "routine"
 
 
 def place_of(event: Mapping[str, Any]) -> str:

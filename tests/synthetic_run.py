@@ -29,7 +29,7 @@ def write_run(folder: Path, *, collapses: bool, steps: int = STEPS, planned: int
 
 
 def arrays(step: int, *, collapses: bool) -> dict[str, Any]:
-    """One measurement. Logits of a collapsing run pass 1,000 in layer 3 at step 80, tokens 0.99 in layer 1 at 90."""
+    """One measurement. Logits of a collapsing run pass 1,000 in layer 3 at step 80, tokens 0.99 in layer 1 at 40."""
     ratio_LA = np.full((LAYERS, HEADS), 0.9)
     ratio_LA[1, 3] = 0.62
     logit_LA = np.full((LAYERS, HEADS), 5.0 + step / 100)
@@ -39,7 +39,7 @@ def arrays(step: int, *, collapses: bool) -> dict[str, Any]:
         ratio_LA[layer, head] = 0.02 if step >= at else 0.5
         ratio_LA[0, :] = 0.05 if step >= at + 20 else 0.8
         logit_LA[3, 0] = 4200.0 if step >= 80 else 10.0
-        cosine_L[1] = 0.999 if step >= 90 else 0.3
+        cosine_L[1] = 0.999 if step >= 40 else 0.3
     return {
         "entropy_ratio": ratio_LA,
         "max_logit": logit_LA,

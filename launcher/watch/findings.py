@@ -84,7 +84,9 @@ class Findings:
         """The limits that were passed, earliest first."""
         limits = self.detectors
         logit = first_crossings(self.logit_S, self.logit_SLA, limits.logit.warning, below=False)
-        cosine = first_crossings(self.cosine_S, self.cosine_SL, limits.rank.cosine, below=False)
+        cosine = first_crossings(
+            self.cosine_S, self.cosine_SL, limits.rank.cosine, below=False, lasting=limits.rank.steps
+        )
         lost = first_crossings(self.step_S, np.isnan(self.ratio_SLA).astype(float), 0.5, below=False)
         moves = [
             Move("attention entropy is not a number", lost),

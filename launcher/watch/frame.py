@@ -234,7 +234,7 @@ def _spectra(findings: Findings) -> list[Text]:
     return [
         Text.assemble(
             (f"{'|gamma|' if found.value < 0 else found.quantity:<9}", "bold"),
-            f"largest {abs(found.value):.3g} in {found.matrix}, median {found.median:.3g}",
+            f"largest {abs(found.value):.3g} in matrix {found.matrix}, median {found.median:.3g}",
         )
         for found in findings.matrices
     ]

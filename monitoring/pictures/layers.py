@@ -65,7 +65,9 @@ def token_cosines(history: History, detectors: DetectorsConfig) -> Figure | None
     if step_S.size < 2:
         return None
     limit = detectors.rank.cosine
-    lines = Lines(step_S, cosine_SL, limit, first_crossings(step_S, cosine_SL, limit, below=False))
+    lines = Lines(
+        step_S, cosine_SL, limit, first_crossings(step_S, cosine_SL, limit, below=False, lasting=detectors.rank.steps)
+    )
     figure, axes = _figure(_title(lines, "Likeness of tokens", "{:.2f}"), lines)
     axes.set_ylim(min(0.0, float(np.nanmin(cosine_SL, initial=0.0))), 1.04)
     axes.set_ylabel("mean cosine between the tokens of a sequence\n(1: all the same, rank collapse)")
@@ -76,16 +78,15 @@ def token_cosines(history: History, detectors: DetectorsConfig) -> Figure | None
 def _title(lines: Lines, what: str, number: str) -> str:
     limit = number.format(lines.limit)
     if lines.first:
-        first = lines.first[0]
-        others = len(lines.first) - 1
-        more = f"; {others} of the other {lines.value_SL.shape[1] - 1} layers later" if others else ""
+        first, others = lines.first[0], len(lines.first) - 1
+        more = f"; {others} of the other {lines.value_SL.shape[1] - 1} layers followed" if others else ""
         return f"{what} passed {limit}: {first.place} first, at step {first.step:,}{more}"
     if not np.isfinite(lines.value_SL).any():
         return f"{what}: not a number"
     highest = np.nanmax(lines.value_SL)
     step, layer = np.argwhere(lines.value_SL == highest)[0]
-    highest_text = number.format(highest)
-    return f"{what} stayed under {limit}: at most {highest_text}, in layer {layer} at step {lines.step_S[step]:,}"
+    how = f"passed {limit} for a short while only" if highest > lines.limit else f"stayed under {limit}"
+    return f"{what} {how}: at most {number.format(highest)}, in layer {layer} at step {lines.step_S[step]:,}"
 
 
 def _figure(title: str, lines: Lines) -> tuple[Figure, Axes]:
@@ -110,8 +111,8 @@ def _finish(axes: Axes, lines: Lines, limit_text: str) -> None:
         axes.set_ylim(low, max(high, 1.5 * lines.limit if axes.get_yscale() == "log" else high))
         axes.axhline(lines.limit, color=LIGHT.lines[0], linewidth=1.2, linestyle=(0, (4, 3)))
         axes.annotate(
-            limit_text, (0, lines.limit), xycoords=("axes fraction", "data"), xytext=(4, 3), textcoords="offset points",
-            color=LIGHT.lines[0],
+            limit_text, (0.5, lines.limit), xycoords=("axes fraction", "data"), xytext=(0, 3), ha="center",
+            textcoords="offset points", color=LIGHT.lines[0],
         )  # fmt: skip
     if lines.first:
         first = lines.first[0]

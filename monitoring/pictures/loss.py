@@ -62,7 +62,7 @@ def title(history: History) -> str:
     validation_step_S, validation_S = history.metric("val_loss")
     validation = f", validation {validation_S[-1]:.3f}" if validation_step_S.size else ""
     text = f"Loss {loss_S[-1]:.3f}{validation} at step {step_S[-1]:,}"
-    alarms = [event for event in history.events if weight_of(event) in ("bad", "warning")]
+    alarms = [event for event in history.events if event["kind"] in ("alarm", "diverged")]
     if not alarms:
         return f"{text}; no alarm"
     place = place_of(alarms[0])
@@ -113,7 +113,7 @@ def _draw_loss(axes: Axes, history: History, step_S: Steps, loss_S: Values) -> N
 
 def _draw_marks(axes: Axes, events: list[dict[str, Any]], step_S: Steps, loss_S: Values) -> None:
     """Alarms and actions on the curve, where they happened."""
-    labels: dict[Weight, str] = {"bad": "alarm", "warning": "early warning", "action": "action taken"}
+    labels: dict[Weight, str] = {"bad": "alarm", "warning": "warning", "action": "action taken"}
     counted = Counter(weight_of(event) for event in events)
     for weight, label in labels.items():
         at = sorted({event["step"] for event in events if weight_of(event) == weight})
@@ -146,16 +146,17 @@ def _draw_lanes(axes: Axes, lanes: list[Lane]) -> None:
 
 
 def _write_place(axes: Axes, row: int, lane: Lane) -> None:
-    """Beside the first mark of a lane, on the side that has room."""
+    """Where the first of a lane points to, in the widest gap between its marks."""
     left, right = axes.get_xlim()
-    side = 1 if min(lane.steps) < (left + right) / 2 else -1
+    marks = sorted({*lane.steps})
+    gaps = np.diff([left, *marks, right])
+    widest = int(gaps.argmax())
     axes.annotate(
-        lane.place,
-        (min(lane.steps), row),
-        xytext=(9 * side, 0),
+        lane.place if len(marks) == 1 else f"first: {lane.place}",
+        (marks[widest - 1] if widest else marks[0], row),
+        xytext=(9 if widest else -9, 0),
         textcoords="offset points",
-        ha="left" if side > 0 else "right",
+        ha="left" if widest else "right",
         va="center",
         color=COLOURS[lane.weight],
-        bbox={"facecolor": LIGHT.paper, "edgecolor": "none", "pad": 1.0},
     )

@@ -78,7 +78,8 @@ def title(name: str, shown: Fan) -> str:
     last_M, outermost = shown.value_SM[-1], shown.extremes[0]
     what = f"|{name}|" if last_M[outermost] < 0 else name
     value, median = abs(last_M[outermost]), np.nanmedian(np.abs(last_M))
-    return f"Largest {what} at step {shown.step_S[-1]:,}: {shown.names[outermost]}, {value:.3g} (median {median:.3g})"
+    where = f"matrix {shown.names[outermost]} (median {median:.3g})"
+    return f"Largest {what} at step {shown.step_S[-1]:,}: {value:.3g}, {where}"
 
 
 def _draw(axes: Axes, shown: Fan) -> None:

@@ -59,9 +59,9 @@ def test_it_says_what_moved_first(folder):
     text = shown(write_run(folder / "a", collapses=True)).plain
     layer, head, step = FIRST
     assert f"moved first  layer {layer} head {head} at step {step}: attention entropy under 10% of its maximum" in text
-    assert "then layer 0 (50)" in " ".join(text.split())
+    assert "then layer 0 at 50" in " ".join(text.split())
     assert "then  layer 3 head 0 at step 80: attention logit over 1,000" in text
-    assert "then  layer 1 at step 90: tokens alike (cosine over 0.99)" in text
+    assert "then  layer 1 at step 40: tokens alike (cosine over 0.99)" in text
 
 
 def test_each_layer_has_its_heads_its_past_and_its_logit(folder):
@@ -69,8 +69,8 @@ def test_each_layer_has_its_heads_its_past_and_its_logit(folder):
     assert re.fullmatch(rf"layer 2  █{CROSS}██ +2% █*▄+{CROSS}+ +30 +6\.0 +0\.30", layer_row(text, 2))
     assert re.fullmatch(rf"layer 0  {CROSS * 4} +5% ▇+{CROSS}+ +50 +6\.0 +0\.10", layer_row(text, 0))
     assert re.fullmatch(r"layer 3  ████ +90% █+ +- +4\.2k +0\.40", layer_row(text, 3))
-    assert "largest 12 in layers.0.feedforward.up, median 1.35" in text
-    assert "|gamma|  largest 3 in layers.1.feedforward.up, median 1.15" in text
+    assert "largest 12 in matrix layers.0.feedforward.up, median 1.35" in text
+    assert "|gamma|  largest 3 in matrix layers.1.feedforward.up, median 1.15" in text
 
 
 def test_a_healthy_run_has_not_moved(folder):
@@ -219,6 +219,20 @@ def test_mistakes_are_one_line(folder):
     (folder / "a/config.yaml").write_text("a: [")
     result = invoke("runs/a")
     assert result.exit_code == 2 and result.stderr.count("\n") == 1 and "config.yaml" in result.stderr
+
+
+def test_a_folder_that_may_not_be_read_or_written(folder, monkeypatch):
+    run_dir = write_run(folder / "a", collapses=True)
+
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "write_bytes", refuse)
+    result = CliRunner().invoke(app, ["pictures", str(run_dir)])
+    assert result.exit_code == 2 and "pictures/loss.tmp: Permission denied; the pictures were not" in result.stderr
+    monkeypatch.setattr(Path, "open", refuse)
+    result = invoke(str(run_dir))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "cannot be read: Permission" in result.stderr
 
 
 def test_a_damaged_study_is_named(folder):

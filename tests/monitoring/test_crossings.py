@@ -41,6 +41,14 @@ def test_above_a_limit_and_without_heads():
     assert [(crossing.place, crossing.step) for crossing in found] == [("layer 1", 5), ("layer 0", 10)]
 
 
+def test_what_does_not_last_is_passed_over():
+    cosine = np.array([[1.0, 0.1], [1.0, 1.0], [0.5, 1.0], [1.0, 1.0]])
+    lasting = first_crossings(STEPS, cosine, 0.99, below=False, lasting=10)
+    assert [(crossing.layer, crossing.step) for crossing in lasting] == [(1, 5)]
+    assert [found.layer for found in first_crossings(STEPS, cosine, 0.99, below=False, lasting=4)] == [0, 1]
+    assert first_crossings(STEPS, cosine, 0.99, below=False, lasting=11) == []
+
+
 def test_what_is_no_number_has_not_passed():
     ratio = np.full((4, 1, 1), np.nan)
     assert first_crossings(STEPS, ratio, 0.1, below=True) == []

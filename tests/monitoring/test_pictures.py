@@ -166,18 +166,28 @@ def test_logits_and_tokens_name_the_first_layer(collapsing, healthy):
     logits = largest_logits(history_of(collapsing), DETECTORS)
     assert headline(logits) == "Attention logits passed 1,000: layer 3 head 0 first, at step 80"
     tokens = token_cosines(history_of(collapsing), DETECTORS)
-    assert headline(tokens) == "Likeness of tokens passed 0.99: layer 1 first, at step 90"
+    assert headline(tokens) == "Likeness of tokens passed 0.99: layer 1 first, at step 40"
     calm = headline(largest_logits(history_of(healthy), DETECTORS))
     assert calm == "Attention logits stayed under 1,000: at most 6, in layer 0 at step 100"
     assert {"layer 0", "layer 1", "layer 2", "layer 3"} <= set(texts(logits))
+
+
+def test_tokens_that_are_alike_for_a_while_have_not_collapsed(tmp_path):
+    with Recorder(tmp_path) as recorder:
+        for step in (1, 10, 20, 70):
+            recorder.signals(step, token_cosine=np.array([0.2, 0.999 if step == 10 else 0.5]))
+    figure = token_cosines(history_of(tmp_path), DETECTORS)
+    assert headline(figure) == (
+        "Likeness of tokens passed 0.99 for a short while only: at most 1.00, in layer 1 at step 10"
+    )
 
 
 def test_the_spectra_name_the_outermost_matrix(collapsing):
     figure = spectral_norms(history_of(collapsing), DETECTORS)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == [
-        "Largest sigma at step 100: layers.0.feedforward.up, 12 (median 1.35)",
-        "Largest |gamma| at step 100: layers.1.feedforward.up, 3 (median 1.15)",
+        "Largest sigma at step 100: 12, matrix layers.0.feedforward.up (median 1.35)",
+        "Largest |gamma| at step 100: 3, matrix layers.1.feedforward.up (median 1.15)",
     ]
     sigma = fan(history_of(collapsing), "sigma")
     assert sigma.value_SM.shape == (STEPS // INTERVAL, len(NAMES)) and sigma.is_log
@@ -209,9 +219,13 @@ def test_the_loss_has_a_lane_for_each_kind_of_event(tmp_path):
     ]
     figure = loss_and_events(history, DETECTORS)
     written = texts(figure)
-    assert {"entropy collapse (2)", "early warning (1)", "layer 2 head 1", "alarm (2)", "validation loss"} <= set(
-        written
-    )
+    assert {
+        "entropy collapse (2)",
+        "early warning (1)",
+        "first: layer 2 head 1",
+        "alarm (2)",
+        "validation loss",
+    } <= set(written)
     assert headline(figure).endswith("first alarm: early warning in layer 2 at step 20")
     marks = {line.get_label(): line.get_xdata().tolist() for line in figure.axes[0].lines}
     assert marks["alarm (2)"] == [30, 60] and marks["validation loss"] == [25, 50, 75, 100]
