@@ -46,6 +46,11 @@ class Rewinds:
     def __len__(self) -> int:
         return len(self._rollbacks)
 
+    @property
+    def entries(self) -> tuple[Rollback, ...]:
+        """The rollbacks."""
+        return self._rollbacks
+
     def batch(self, step: int) -> int:
         """The index of the global batch that a step takes."""
         for entry in reversed(self._rollbacks):  # the newest counts in steps that the older ones had moved
