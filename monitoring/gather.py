@@ -67,24 +67,24 @@ class _Table:
 
     def __init__(self, ranks: Sequence[Labels]) -> None:
         self._shapes: dict[str, tuple[int, ...]] = {}
-        for labels in (named for rank in ranks for named in rank.items()):
-            for label in labels[1]:
-                before = self._shapes.get(labels[0], (0,) * len(label))
-                self._shapes[labels[0]] = tuple(max(size, index + 1) for size, index in zip(before, label, strict=True))
-        starts, self.size = {}, 0
+        for name, labels in (named for rank in ranks for named in rank.items()):
+            for label in labels:
+                before = self._shapes.get(name, (0,) * len(label))
+                self._shapes[name] = tuple(max(size, index + 1) for size, index in zip(before, label, strict=True))
+        self._starts: dict[str, int] = {}
+        self.size = 0
         for name in sorted(self._shapes):
-            starts[name] = self.size
+            self._starts[name] = self.size
             self.size += int(np.prod(self._shapes[name]))
-        self._starts = starts
-        self.places = np.array(
-            [
-                starts[name] + (int(np.ravel_multi_index(label, self._shapes[name])) if label else 0)
-                for rank in ranks
-                for name, labels in rank.items()
-                for label in labels
-            ],
-            dtype=np.int64,
-        )
+        places = [self._places(name, labels) for rank in ranks for name, labels in rank.items() if labels]
+        self.places = np.concatenate([np.empty(0, dtype=np.int64), *places])
+
+    def _places(self, name: str, labels: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Where a quantity's numbers with these labels are in the flat table."""
+        shape = self._shapes[name]
+        if not shape:
+            return np.array([self._starts[name]])
+        return self._starts[name] + np.ravel_multi_index(tuple(np.array(labels).T), shape)
 
     def arrays(self, flat: np.ndarray) -> dict[str, np.ndarray]:
         """The numbers of the whole model by quantity."""

@@ -33,11 +33,11 @@ class Monitor:
         """Collective: ranks tell each other, once, what each of them will report."""
         matrices = [*trainer.spectral.matrices, *trainer.spectral.plain]
         self._config = config
-        self._names = model_order({name for told in tell([m.name for m in matrices], topology) for name in told})
+        sizes = {matrix.name: matrix.layer.weight[matrix.rows].numel() for matrix in matrices}
+        everywhere = {name: size for told in tell(sizes, topology) for name, size in told.items()}
+        self._names = model_order(everywhere)
+        self._numbers_M = np.array([everywhere[name] for name in self._names])  # on one tensor-parallel rank
         index = {name: place for place, name in enumerate(self._names)}
-        sizes = {index[m.name]: m.layer.weight[m.rows].numel() for m in matrices}
-        everywhere = {place: size for told in tell(sizes, topology) for place, size in told.items()}
-        self._numbers_M = np.array([everywhere[place] for place in index.values()])  # on one tensor-parallel rank
         self._heads = HeadMonitor(trainer.attention_layers(), topology)
         self._activations = ActivationMonitor(trainer.chunks, topology, config.training.sequence_length)
         self._vocabulary = VocabularyMonitor(trainer.chunks, topology)
@@ -66,20 +66,18 @@ class Monitor:
     def collect(self) -> Measurement:
         """What the step showed. To be called after the update and `SpectralReparam.refresh`. Collective."""
         seen = self._gather({name: value for part in self._all for name, value in part.collect().items()})
-        training, model = self._config.training, self._config.model
-        sequences = training.global_batch_size
-        tokens = sequences * training.sequence_length
+        length, sequences = self._config.training.sequence_length, self._config.training.global_batch_size
+        tokens = sequences * length
+        numbers = tokens * self._config.model.hidden_size
         weight_M = seen["weight"].sum(1)
-        head_grad_LA = np.sqrt(seen["head_grad"])
-        numbers = tokens * model.hidden_size
         with np.errstate(divide="ignore", invalid="ignore"):  # inf or NaN is what such a weight or gradient gives
             return Measurement(
-                maximum=causal_maximum(training.sequence_length),
+                maximum=causal_maximum(length),
                 matrices=self._names,
                 entropy_LA=seen["entropy"] / tokens,
                 entropy_bound_LA=seen["entropy_bound"] / tokens,
                 max_logit_LA=seen["max_logit"],
-                head_grad_LA=head_grad_LA,
+                head_grad_LA=np.sqrt(seen["head_grad"]),
                 sigma_M=seen["sigma"],
                 gamma_M=seen["gamma"],
                 weight_rms_M=np.sqrt(weight_M / (self._numbers_M * seen["weight"].shape[1])),
