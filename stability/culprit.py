@@ -104,7 +104,7 @@ def _findings(series: Series, movement: Movement, record: Record, reference: tup
         row = min(int(movement.row_KN[k, place]) for k in held if movement.row_KN[k, place] >= 0)
         z = {int(k): float(movement.z_SKN[row, k, place]) for k in held}
         movers = [k for k in z if movement.row_KN[k, place] == row]
-        calm = [k for k in z if abs(z[k]) < THRESHOLD / 2]
+        calm = [k for k in z if abs(z[k]) < THRESHOLD / 2 and _are_peers(series, record, int(place), k, movers[0])]
         alone = movers if calm and len(movers) <= len(held) / 2 else []
         peer = max(movers, key=lambda k: abs(z[k]))
         where = {**series.places[place], series.peers: peer} if alone and series.peers else series.places[place]
@@ -121,6 +121,13 @@ def _findings(series: Series, movement: Movement, record: Record, reference: tup
             Finding(series.kind.words, where, step, z[peer], before, value, sentence, series.name, (peer, int(place)))
         )
     return found
+
+
+def _are_peers(series: Series, record: Record, place: int, one: int, other: int) -> bool:
+    """Whether two holders of a parameter should behave alike: shards of the vocabulary hold other words each."""
+    if series.peers != "rank" or str(series.places[place]["parameter"]).split(".")[0] not in ("embedding", "head"):
+        return True
+    return record.header.ranks[one].tp == record.header.ranks[other].tp
 
 
 def _share(series: Series, movement: Movement, findings: list[Finding]) -> float:

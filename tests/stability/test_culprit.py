@@ -72,6 +72,17 @@ def test_a_parameter_that_few_ranks_hold_is_compared_among_those() -> None:
     assert "rank" not in finding.where and finding.where["parameter"] == PARAMETERS[0]
 
 
+def test_shards_of_the_vocabulary_are_no_peers_but_replicas_are() -> None:
+    def grown(*ranks: int, name: str) -> dict:
+        made = record(lambda arrays: arrays["gradient"].__setitem__((35, ranks, 0), 9.0), dp=2, tp=2)
+        made.labels["parameter"][0] = name
+        return next(f for f in examine(made).findings if f.series == "gradient").where
+
+    assert "rank" not in grown(1, 3, name="embedding.weight")
+    assert grown(3, name="embedding.weight")["rank"] == 3
+    assert grown(1, 3, name="layers.0.attention.output.weight")["rank"] in (1, 3)
+
+
 def test_a_head_a_layer_and_a_matrix_are_named() -> None:
     def fault(arrays) -> None:
         arrays["measured.entropy"][LAST - 1 :, 2, 1] = 0.2
