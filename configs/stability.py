@@ -30,9 +30,11 @@ class EntropyConfig(Section):
     drop: float = Field(0.2, gt=0, lt=1)
     """Fall below the head's rolling median, as a share of the causal maximum, that counts as collapse."""
     window: int = Field(201, ge=3)
-    """Measurements the rolling median is taken over."""
+    """Measurements the rolling median is taken over; it says nothing before there are half of them."""
     heads: float = Field(0.25, gt=0, le=1)
     """Share of collapsed heads above which it is an alarm."""
+    logit: float = Field(50.0, gt=0)
+    """Early warning: only of layers whose largest logit is over this, where Gemma 2 caps them."""
     horizon: int = Field(200, ge=1)
     """Early warning: the mean entropy of a layer, falling as it does, would reach the floor within so many steps."""
 
@@ -52,12 +54,12 @@ class RankCollapseConfig(Section):
 
 
 class GradientConfig(Section):
-    factor: float = Field(30.0, gt=1)
+    factor: float = Field(100.0, gt=1)
     """A matrix's share of the gradient, over its own rolling median, that is an alarm."""
     frozen: float = Field(1e-4, gt=0, lt=1)
-    """A head's query gradient, over the median of its layer's heads, below which it does not learn."""
+    """A head's query gradient, over the median of its layer's or of all heads, below which it does not learn."""
     minimum: int = Field(5, ge=1)
-    """Measurements that must be there before a matrix or a head is judged."""
+    """Measurements that must be there before a matrix is judged."""
 
 
 class DetectorsConfig(Section):

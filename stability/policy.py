@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from configs.stability import Action, PolicyConfig
 from stability.alarms import Alarm
@@ -62,7 +62,7 @@ class Policy:
         self._lowered, self._lowered_until = state["lowered"], state["lowered_until"]
 
     def _rule(self, alarm: Alarm) -> Action:
-        if alarm.detector == "non_finite" and alarm.severity != "fatal":
+        if alarm.detector in ("loss_spike", "grad_spike", "non_finite") and alarm.severity == "warning":
             return "warn"  # the guard left the update out: nothing is broken
         if alarm.detector == "logit_explosion" and alarm.severity != "fatal":
             return "warn"
@@ -77,7 +77,3 @@ class Policy:
         if action == "rollback" and rollbacks >= config.rollback_limit:
             return "stop", f"{alarm.reason}; rolled back {rollbacks} times already"
         return action, alarm.reason
-
-
-Outcome = Literal["go on", "rolled back", "diverged"]
-"""What the loop makes of a decision."""

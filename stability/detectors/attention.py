@@ -13,7 +13,6 @@ from configs.stability import EntropyConfig, LogitConfig, RankCollapseConfig
 from stability.alarms import Alarm
 from stability.detectors.base import Detector, Observation
 
-MEDIAN_OF = 5  # measurements a rolling median needs to mean anything
 SLOPE_OF = 3  # measurements a slope is taken through: the fewest that show whether a fall goes on
 STEEP = 0.1  # of the causal maximum: a smaller fall over those measurements is training, not collapse
 
@@ -24,7 +23,8 @@ class EntropyCollapse(Detector):
     In plain words: a head whose attention entropy is near zero copies one token and gets no gradient through its
     softmax; when more than a quarter of the heads are so, the loss follows. A head counts as collapsed when its
     entropy, as a share of what a uniform causal head has, is under the floor (0.1) or not a number, or 0.2 below the
-    head's own rolling median of 201 measurements.
+    head's own rolling median of 201 measurements. The median needs half of them: heads that learn where to look lose
+    that much in their first hundreds of steps, and are well.
     Source: Zhai et al. 2023, sections 3 and 4.1, for the phenomenon.
     """
 
@@ -39,7 +39,7 @@ class EntropyCollapse(Detector):
             return
         ratio_LA = np.asarray(seen.arrays["entropy_ratio"], dtype=np.float64)
         collapsed_LA = ~(ratio_LA >= self._config.floor)
-        if len(self._past) >= MEDIAN_OF:
+        if len(self._past) > self._config.window // 2:
             collapsed_LA |= ratio_LA < np.median(np.array(self._past), axis=0) - self._config.drop
         share = float(collapsed_LA.mean())
         if share > self._config.heads:
@@ -66,8 +66,9 @@ class EarlyWarning(Detector):
     """A layer's attention entropy falls so that it would reach the floor soon.
 
     In plain words: in each of its last measurements the layer's mean entropy was lower than in the one before, by a
-    tenth of the causal maximum in all, and the line through them meets the floor within the horizon (200 steps): the
-    loss has not moved yet, and will. One low measurement is no fall.
+    tenth of the causal maximum in all, the line through them meets the floor within the horizon (200 steps), and a
+    logit of the layer is already over 50: the loss has not moved yet, and will. Heads that learn where to look fall as
+    fast for a while, with logits of 10 or 20.
     """
 
     name = "early_warning"
@@ -78,7 +79,7 @@ class EarlyWarning(Detector):
         self._past: deque[list[float]] = deque(maxlen=SLOPE_OF)
 
     def observe(self, seen: Observation) -> Iterator[Alarm]:
-        if "entropy_ratio" not in seen.arrays:
+        if not {"entropy_ratio", "max_logit"} <= seen.arrays.keys():
             return
         self._steps.append(seen.step)
         self._past.append(np.asarray(seen.arrays["entropy_ratio"], dtype=np.float64).mean(axis=1).tolist())
@@ -90,7 +91,8 @@ class EarlyWarning(Detector):
         fall_L = past_NL[0] - past_NL[-1]
         ahead_L = past_NL[-1] + slope_L * self._config.horizon
         falls_on_L = (np.diff(past_NL, axis=0) < 0).all(axis=0)
-        falling_L = falls_on_L & (ahead_L < self._config.floor) & (fall_L > STEEP)
+        large_L = ~(np.asarray(seen.arrays["max_logit"], dtype=np.float64).max(axis=1) <= self._config.logit)
+        falling_L = falls_on_L & (ahead_L < self._config.floor) & (fall_L > STEEP) & large_L
         if not falling_L.any():
             return
         layer = int(np.argmin(np.where(falling_L, ahead_L, np.inf)))

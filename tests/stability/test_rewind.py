@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -153,4 +152,4 @@ def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, text: bytes) -> N
 def test_a_good_file_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / ROLLBACKS).write_text(json.dumps(GOOD))
     rewinds = Rewinds.read(tmp_path)
-    assert replace(Rollback(20, 40, 30, 15, "spike"), complete=True) in rewinds._rollbacks
+    assert rewinds.entries == (Rollback(20, 40, 30, 15, "spike", complete=True),)
