@@ -55,10 +55,14 @@ def mlflow_status(runs: Path) -> str:
 @pytest.mark.parametrize(("parallel", "code"), [([], 143), (["parallel.tp=2"], 143)], ids=["one process", "tp2"])
 def test_sigterm(stdlib_bytes: Path, tmp_path: Path, parallel: list[str], code: int) -> None:
     with training(stdlib_bytes, tmp_path, *parallel) as process:
-        ranks = psutil.Process(process.pid).children(recursive=True)
+        family = psutil.Process(process.pid).children(recursive=True)
+        watchdogs = [child for child in family if "monitoring.watchdog" in child.cmdline()]
+        ranks = [child for child in family if child not in watchdogs]
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == code
     assert not any(rank.is_running() and rank.status() != psutil.STATUS_ZOMBIE for rank in ranks)
+    assert len(watchdogs) == 1
+    assert not psutil.wait_procs(watchdogs, timeout=120)[1]  # it outlives the ranks that could not end their run
     assert mlflow_status(tmp_path) == "FAILED"
 
 
