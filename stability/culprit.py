@@ -107,9 +107,11 @@ def _findings(series: Series, movement: Movement, record: Record, reference: tup
         calm = [k for k in z if abs(z[k]) < THRESHOLD / 2 and _are_peers(series, record, int(place), k, movers[0])]
         alone = movers if calm and len(movers) <= len(held) / 2 else []
         peer = max(movers, key=lambda k: abs(z[k]))
+        before = float(movement.expected_SKN[row, peer, place])
+        if before == 0 and _is_vocabulary(series, int(place)):
+            continue  # none of a shard's words had occurred in the steps before
         where = {**series.places[place], series.peers: peer} if alone and series.peers else series.places[place]
         step, value = int(series.steps[row]), float(series.values_SKN[row, peer, place])
-        before = float(movement.expected_SKN[row, peer, place])
         words = (
             _place_text(where),
             series.kind.words,
@@ -125,9 +127,14 @@ def _findings(series: Series, movement: Movement, record: Record, reference: tup
 
 def _are_peers(series: Series, record: Record, place: int, one: int, other: int) -> bool:
     """Whether two holders of a parameter should behave alike: shards of the vocabulary hold other words each."""
-    if series.peers != "rank" or str(series.places[place]["parameter"]).split(".")[0] not in ("embedding", "head"):
+    if not _is_vocabulary(series, place):
         return True
     return record.header.ranks[one].tp == record.header.ranks[other].tp
+
+
+def _is_vocabulary(series: Series, place: int) -> bool:
+    parameter = str(series.places[place].get("parameter", ""))
+    return series.peers == "rank" and parameter.split(".")[0] in ("embedding", "head")
 
 
 def _share(series: Series, movement: Movement, findings: list[Finding]) -> float:

@@ -41,7 +41,7 @@ class Kind:
 
 KINDS = {
     "lr": Kind("learning rate", "log", 0.05),
-    "gradient": Kind("gradient norm", "log", 0.1),
+    "gradient": Kind("gradient norm", "log", 0.25),
     "sigma": Kind("sigma", "log", 0.05),
     "gamma": Kind("gamma", "signed log", 0.05),
     "measured.shard_rms": Kind("weight RMS", "log", 0.01),
@@ -80,6 +80,8 @@ class Series:
     places: list[Where]
     held_KN: NDArray[np.bool_]
     peers: Literal["rank", "tp", ""] = ""
+    only_up_N: NDArray[np.bool_] | None = None
+    """Places of which a fall means nothing: the norm of a single number falls whenever that passes through zero."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,8 @@ def movements(series: Series, until: int) -> Movement:
     shape = series.values_SKN.shape[1:]
     flat_SN = series.values_SKN[:rows].reshape(rows, -1)
     z_SN, expected_SN = robust_z(_scaled(flat_SN, series.kind.scale), series.kind.floor)
+    if series.only_up_N is not None:
+        z_SN = np.where(np.tile(series.only_up_N, shape[0]), np.maximum(z_SN, 0), z_SN)
     onset_KN = _onsets(np.abs(z_SN) > THRESHOLD).reshape(shape)
     return Movement(
         row_KN=np.where(series.held_KN, onset_KN, -1),
@@ -178,8 +182,10 @@ def _series(name: str, kind: Kind, record: Record) -> Series:
     track = record.tracks[name]
     values = np.asarray(track.values, dtype=np.float64)
     if name == "gradient":
-        places = [_of_parameter(str(parameter)) for parameter in record.labels["parameter"]]
-        return Series(name, kind, track.steps, values, places, record.labels["holds"], "rank")
+        names = [str(parameter) for parameter in record.labels["parameter"]]
+        only_up_N = np.array([parameter.endswith(".gamma") for parameter in names])
+        places = [_of_parameter(parameter) for parameter in names]
+        return Series(name, kind, track.steps, values, places, record.labels["holds"], "rank", only_up_N)
     if name == "measured.shard_rms":
         places = [_of_matrix(str(matrix)) for matrix in record.labels["measured.matrix"]]
         values_SKN = values.transpose(0, 2, 1)  # recorded as (S, matrix, tp)

@@ -163,6 +163,7 @@ def spiked(stdlib_bytes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_bad_batch_is_reproduced_in_both_layouts_and_the_run_stays_as_it_is(spiked: Path) -> None:
     before = contents(spiked)
     result = command("spike", str(spiked), "27", "--replay")
@@ -179,6 +180,7 @@ def test_a_bad_batch_is_reproduced_in_both_layouts_and_the_run_stays_as_it_is(sp
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_without_an_earlier_checkpoint_it_begins_at_the_start(spiked: Path, tmp_path: Path) -> None:
     for checkpoint in (spiked / "checkpoints").glob("step-00000*"):
         if checkpoint.name != "step-00000030":
@@ -194,6 +196,7 @@ def test_without_an_earlier_checkpoint_it_begins_at_the_start(spiked: Path, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_configuration_of_a_record_is_the_run_s(spiked: Path) -> None:
     it = Record.read(spiked / "spikes" / "000027-loss_spike.npz")
     assert dump(Config.model_validate(it.header.config)) == (spiked / "config.yaml").read_text()

@@ -35,7 +35,7 @@ def test_one_matrix_before_the_loss() -> None:
 
 def test_a_bad_batch_moves_everything_at_once() -> None:
     def fault(arrays) -> None:
-        arrays["gradient"][35] *= 6
+        arrays["gradient"][35] *= 20
         arrays["grad_norm"][35] *= 6
         arrays["loss"][35] += 1
 
@@ -79,8 +79,20 @@ def test_shards_of_the_vocabulary_are_no_peers_but_replicas_are() -> None:
         return next(f for f in examine(made).findings if f.series == "gradient").where
 
     assert "rank" not in grown(1, 3, name="embedding.weight")
+    made = record(lambda arrays: arrays["gradient"].__setitem__((slice(35), 0, 0), 0.0))
+    made.labels["parameter"][0] = "embedding.weight"
+    assert examine(made).findings == []  # words that had not occurred before
     assert grown(3, name="embedding.weight")["rank"] == 3
     assert grown(1, 3, name="layers.0.attention.output.weight")["rank"] in (1, 3)
+
+
+def test_the_gradient_of_a_single_number_may_vanish_but_not_explode() -> None:
+    def moved(value: float) -> list:
+        made = record(lambda arrays: arrays["gradient"].__setitem__((35, 0, 2), value))
+        made.labels["parameter"][2] = "layers.1.feedforward.up.gamma"
+        return examine(made).findings
+
+    assert moved(1e-9) == [] and moved(9.0)[0].where["parameter"] == "layers.1.feedforward.up.gamma"
 
 
 def test_a_head_a_layer_and_a_matrix_are_named() -> None:
