@@ -192,6 +192,8 @@ class MonitoringConfig(Section):
     """Steps after an alarm that are all measured; the record then gets them too."""
     records: int = Field(20, ge=0)
     """Most forensic records of one run; later alarms are events only."""
+    pictures: bool = True
+    """Draw the run (loss, entropy, logits, tokens, spectra) when it has ended, a second or two."""
 
 
 class AlertsConfig(Section):

@@ -57,7 +57,7 @@ class GradientConfig(Section):
     factor: float = Field(100.0, gt=1)
     """A matrix's share of the gradient, over its own rolling median, that is an alarm."""
     frozen: float = Field(1e-4, gt=0, lt=1)
-    """A head's query gradient, over the median of its layer's or of all heads, below which it does not learn."""
+    """A head's query gradient, over the median of its layer's heads, below which it does not learn."""
     minimum: int = Field(5, ge=1)
     """Measurements that must be there before a matrix is judged."""
 

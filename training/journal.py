@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
 
+from configs.errors import SteadytrainError
 from configs.schema import Config
 from monitoring.alerts import Alerts
 from monitoring.measure import Measurement
@@ -146,8 +147,20 @@ class Journal:
         if self._recorder is not None:
             if status != "stopped":
                 self._recorder.summary(asdict(summary))
+                self._draw()
             self._recorder.close(status)
         return summary
+
+    def _draw(self) -> None:
+        """The pictures of the run, before the tracker sends them. A disk that is full costs them, not the run."""
+        if not self._config.monitoring.pictures:
+            return
+        from monitoring.pictures import draw_pictures  # brings matplotlib
+
+        try:
+            draw_pictures(self._config.run_dir)
+        except (OSError, SteadytrainError) as error:
+            self.event(self._steps, "pictures_failed", str(error))
 
 
 def _open_recorder(config: Config) -> Recorder:

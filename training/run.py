@@ -82,7 +82,8 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
                 monitor.before_update()
             totals_2 = loss_and_requests(loss_here, trainer.pipeline, topology, stop_requested=stop.requested)
             judged = trainer.engine.step(lr, watch.judge(totals_2))  # skip or clip, ZeRO, AdamW on the fp32 weights
-            trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
+            if judged.keep:
+                trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
             flight.note_spectra(step + 1)
             seconds = time.perf_counter() - started
 

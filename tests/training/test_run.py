@@ -18,7 +18,7 @@ TINY = Path(__file__).parents[2] / "configs" / "tiny.yaml"
 
 
 def tiny(data: Path, runs: Path, world_size: int, *overrides: str) -> Config:
-    fixed = [f"data.sources.0.path={data}", f"run.dir={runs}", "tracking.kind=none"]
+    fixed = [f"data.sources.0.path={data}", f"run.dir={runs}", "tracking.kind=none", "monitoring.pictures=false"]
     return resolve(load(TINY, [*fixed, *overrides]), world_size)
 
 
