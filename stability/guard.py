@@ -73,8 +73,8 @@ class Guard:
 class OutlierRule:
     """Keep a step unless its loss or gradient norm is over `sigmas` standard deviations above the window's mean.
 
-    A number that is not finite is an outlier from the first step on, and leaves its place in the window empty; other
-    outliers enter it, so that a change for good is followed after a while.
+    A number that is not finite is an outlier from the first step on, and does not count in the window; other
+    outliers do, so that a change for good is followed after a while.
     Source: OLMo-core's SkipStepOptimizer (6 sd of the last 128 steps, once there are about 64).
     """
 
@@ -94,7 +94,7 @@ class OutlierRule:
         finite_2 = values_2.isfinite()
         outlier_2 = (count_2 >= self._config.minimum) & (values_2 > mean_2 + self._config.sigmas * sd_2)
         slot = self._seen % self._config.window
-        self._window_2W[:, slot] = torch.where(finite_2, values_2, math.nan)
+        self._window_2W[:, slot] = values_2
         self._seen += 1
         return (finite_2 & ~outlier_2).all().to(values_2.dtype)
 

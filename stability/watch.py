@@ -85,6 +85,7 @@ class Watch:
         """Complete the record of an alarm shortly before the end. Collective if there was one."""
         if self._recorded:
             self._write()
+            self._recorded = []
 
     def rolled_back(self, state: dict[str, Any], step: int) -> None:
         """Go on from the checkpoint of `step` with its state; records and their number stay."""

@@ -66,7 +66,8 @@ class FrozenHead(Detector):
     """A head whose queries get no gradient.
 
     In plain words: the head does not learn: its softmax is saturated, or its gradient is lost on the way. It is
-    compared with the median head of its layer and with that of the model, and told once, when it stops learning.
+    compared with the median head of its layer, or of the model where that one gets nothing either, and told once, when
+    it stops learning.
     """
 
     name = "frozen_head"
@@ -79,7 +80,8 @@ class FrozenHead(Detector):
         if "head_grad" not in seen.arrays or not np.isfinite(seen.arrays["head_grad"]).all():
             return
         grad_LA = np.asarray(seen.arrays["head_grad"], dtype=np.float64)
-        typical_L1 = np.maximum(np.median(grad_LA, axis=1, keepdims=True), np.median(grad_LA))
+        typical_L1 = np.median(grad_LA, axis=1, keepdims=True)
+        typical_L1 = np.where(typical_L1 > 0, typical_L1, np.median(grad_LA))
         frozen_LA = (grad_LA <= self._config.frozen * typical_L1) & (typical_L1 > 0)
         before_LA = np.array(self._frozen_for) if self._frozen_for else np.zeros(grad_LA.shape, dtype=np.int64)
         now_LA = np.where(frozen_LA, before_LA + 1, 0)

@@ -87,6 +87,12 @@ def test_heads_that_learn_are_no_alarm(shape: tuple[int, int]) -> None:
     assert alarms_of(head(), measured(head_grad=np.zeros((9, *shape)))) == [], "nor is a model that gets no gradient"
 
 
+def test_a_layer_whose_queries_get_little_while_its_tokens_are_alike_is_no_alarm() -> None:
+    grad_SLA = head_gradients()
+    grad_SLA[2:8, 2:] *= 1e-7
+    assert alarms_of(head(), measured(head_grad=grad_SLA)) == []
+
+
 def test_a_head_without_gradient_is_told_once_and_again_when_it_stops_again() -> None:
     grad_SLA = head_gradients()
     grad_SLA[5, 2, 1] = 0.0  # one batch gave it nothing
