@@ -173,11 +173,11 @@ class Delivery:
         for path, folder in _artifacts(self._run_dir):
             client.log_artifact(run_id, str(path), folder)
         told = not self._live and self._is_told(client, run_id)
-        header = read_header(self._path(self._attempt))
-        self._set_tags(client, run_id, _attempt_tags(header, end) | {store.ATTEMPTS_TAG: str(self._attempt)})
+        self._set_tags(client, run_id, _attempt_tags(read_header(self._path(self._attempt)), end))
         if not told:
             self._set_tags(client, run_id, {store.STATUS_TAG: end["end"], store.REASON_TAG: end["reason"]})
             client.set_terminated(run_id, status=store.MLFLOW_STATUS[end["end"]], end_time=end["time"])
+        self._set_tags(client, run_id, {store.ATTEMPTS_TAG: str(self._attempt)})  # from here on, its end is told
         self._path(self._attempt).unlink()
 
     def _is_told(self, client: "MlflowClient", run_id: str) -> bool:
@@ -277,4 +277,4 @@ def _artifacts(run_dir: Path) -> Iterator[tuple[Path, str | None]]:
     for pattern in ARTIFACTS:
         yield from ((path, None) for path in sorted(run_dir.glob(pattern)))
     for pattern in ARTIFACTS_IN_FOLDERS:
-        yield from ((path, path.parent.name) for path in sorted(run_dir.glob(pattern)))
+        yield from ((path, path.parent.name) for path in sorted(run_dir.glob(pattern)) if path.is_file())

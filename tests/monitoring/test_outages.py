@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import ConfigError
 from configs.schema import Config
 from launcher.sync import sync
 from monitoring import mlflow_store, tracker
@@ -166,6 +167,7 @@ def test_a_server_that_freezes_dies_and_comes_back(mlflow_server: Server, tmp_pa
     stream.train(20)  # returns although nobody answers
     stream.wait_for("tracking_error")
     mlflow_server.thaw()
+    stream.wait_for("tracking_restored")
     delivered(mlflow_server, config, 40)
     mlflow_server.kill()
     try:
@@ -239,6 +241,28 @@ def test_what_is_left_at_the_end_is_sent_by_sync(
     assert sync(config.run_dir).endswith("points delivered; the run has finished")
     assert_all_arrived_once(mlflow_server, config, 20)
     assert sync(config.run_dir).endswith("all points were delivered already")
+
+
+def test_the_end_of_an_attempt_that_never_reached_the_store_replaces_that_of_the_one_before(
+    mlflow_server: Server, proxy: Proxy, tmp_path: Path, watchdogs: list[int]
+) -> None:
+    config = config_in(tmp_path, uri=proxy.uri)
+    stream = Stream(config)
+    stream.train(10)
+    stream.recorder.close("stopped")
+    assert mlflow_server.client().get_run(run_id(config)).info.status == "KILLED"
+    proxy.answer = "refuse"
+    again = Stream(config, first=11)
+    os.kill(watchdogs[1], signal.SIGKILL)
+    again.recorder.resume(10)
+    again.train(10)
+    again.recorder.close("finished")
+    proxy.only = "/runs/update"  # the last request of a delivery
+    with pytest.raises(ConfigError, match=r"0 points of .* still wait"):
+        sync(config.run_dir)
+    proxy.answer = "pass"
+    sync(config.run_dir)
+    assert_all_arrived_once(mlflow_server, config, 20)
 
 
 def test_what_is_left_at_the_end_is_sent_by_the_watchdog(mlflow_server: Server, proxy: Proxy, tmp_path: Path) -> None:
