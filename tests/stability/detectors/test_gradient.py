@@ -41,6 +41,15 @@ def test_what_changes_all_gradients_together_is_no_alarm() -> None:
     assert alarms_of(matrix(), measured(grad_norm=grad_SM)) == []
 
 
+@pytest.mark.parametrize(("share", "found"), [(1.0, []), (1000.0, ["layers.4.weight"])])
+def test_a_matrix_whose_gradient_sets_in_is_no_alarm_until_it_is_larger_than_the_others(
+    share: float, found: list[str]
+) -> None:
+    grad_SM = gradients()
+    grad_SM[:, 4] = np.median(grad_SM, axis=1) * np.where(np.arange(50) < 30, 1e-5, share)
+    assert [alarm.where["matrix"] for alarm in alarms_of(matrix(), measured(grad_norm=grad_SM[:31]))] == found
+
+
 @pytest.mark.parametrize("at", [5, 30, 49])
 def test_a_matrix_out_of_proportion_is_named(at: int) -> None:
     grad_SM = gradients()

@@ -54,6 +54,13 @@ def test_a_spike_is_told_at_its_step_and_never_again(at: int) -> None:
     assert alarm.value == norm[at] and norm[:at].mean() < alarm.threshold < norm[at]
 
 
+@pytest.mark.parametrize(("factor", "found"), [(6.0, []), (14.0, [301])])
+def test_a_gradient_norm_must_be_ten_times_the_mean_however_little_it_scatters(factor: float, found: list[int]) -> None:
+    norm = np.random.default_rng(6).lognormal(0, 0.1, 400)
+    norm[300] = factor
+    assert [alarm.step for alarm in alarms_of(norm_spikes(), steps(np.full(400, 2.0), norm))] == found
+
+
 def test_the_quick_rule_sees_what_the_steep_beginning_hides_from_the_long_one() -> None:
     loss = learning(2, 400)
     loss[300] = 3.6
