@@ -179,3 +179,9 @@ def test_few_steps_before_are_too_few_but_a_nan_is_not() -> None:
     assert np.isinf(z_SN[2, 1]) and (np.delete(z_SN, 2, axis=0) == 0).all()
     values_SN[MINIMUM - 1, 0], values_SN[MINIMUM, 0] = 1, 99
     assert robust_z(values_SN, 0.1)[0][MINIMUM, 0] == pytest.approx(980)
+
+
+def test_what_moved_is_not_what_later_values_are_compared_with() -> None:
+    values_SN = np.r_[np.zeros(17), np.ones(15)][:, None]
+    z_SN, expected_SN = robust_z(values_SN, 0.1)
+    assert z_SN[17:, 0] == pytest.approx(10) and expected_SN[17:, 0] == pytest.approx(0)
