@@ -80,10 +80,9 @@ class ActivationMonitor:
             seen.residual += residual_B.sum()
 
         def see_gradient(grad_BtD: Tensor) -> None:
-            handle.remove()  # a schedule may pass twice: for the gradients of inputs, then of weights
             seen.grad_squares += torch.linalg.vector_norm(grad_BtD.float(), dim=-1).double().square().sum()
 
-        handle = x_BtD.register_hook(see_gradient)
+        x_BtD.register_hook(see_gradient)  # goes with the graph of this forward pass
 
     @torch.no_grad()
     def collect(self) -> dict[str, Tensor]:
