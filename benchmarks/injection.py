@@ -117,18 +117,19 @@ def bit_flip(step: int, tp_rank: int, parameter: str, bit: int = 30) -> Iterator
 
 @contextmanager
 def _after_backward(change: Change) -> Iterator[None]:
-    """Call `change(step, trainer, topology)` when a step's gradients are complete on each rank and not yet averaged."""
+    """Call `change(step, trainer, topology)` on each rank after its backward passes, when nothing is summed yet."""
     build = loop.build_trainer
 
     def build_trainer(config: Any, topology: Topology, *rest: Any) -> Trainer:
         trainer = build(config, topology, *rest)
-        pull_back = trainer.spectral.pull_back
+        forward_and_backward = trainer.pipeline.train
 
-        def and_change() -> None:
-            pull_back()
+        def and_change(tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+            loss = forward_and_backward(tokens_BT, targets_BT)
             change(seen[0], trainer, topology)
+            return loss
 
-        trainer.spectral.pull_back = and_change  # type: ignore[method-assign]
+        trainer.pipeline.train = and_change  # type: ignore[method-assign]
         return trainer
 
     rate, seen = loop.learning_rate, [0]

@@ -49,7 +49,7 @@ class LogitConfig(Section):
 class RankCollapseConfig(Section):
     cosine: float = Field(0.99, gt=0, le=1)
     """Mean cosine between the tokens of a sequence, at a layer's output, above which they have become one."""
-    steps: int = Field(50, ge=0)
+    steps: int = Field(100, ge=0)
     """For so many steps: early in training, while a model learns token frequencies, they are alike for a while."""
 
 

@@ -99,9 +99,9 @@ class FlightRecorder:
         self._ranks = _all(_place(topology), topology)
 
     def note_gradients(self, step: int) -> None:
-        """Norms of this rank's own gradients, before they are averaged over data-parallel ranks.
+        """Norms of this rank's own gradients, to be called before ranks add up or average any of them.
 
-        A parameter without a gradient counts as 0.
+        Of a reparametrised matrix that is dL/dW_hat. A parameter without a gradient, as gamma is then, counts as 0.
         """
         gradients = [part for _, parameter in self._parameters for part in self._parts(parameter)]
         self._gradients.note(step, torch.stack(torch._foreach_norm(gradients)))

@@ -75,9 +75,9 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
 
             with trainer.engine.accumulate(), monitor.forward(measuring):  # gradients of W_hat pile up locally
                 loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
+                flight.note_gradients(step + 1)  # this rank's own, before any sum spreads a fault to others
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
-                flight.note_gradients(step + 1)
             if measuring:
                 monitor.before_update()
             totals_2 = loss_and_requests(loss_here, trainer.pipeline, topology, stop_requested=stop.requested)

@@ -197,7 +197,7 @@ def test_tokens_that_are_alike_for_a_while_or_not_quite_are_no_collapse() -> Non
     assert alarms_of(rank(), measured(token_cosine=cosines(30, slice(0, 5)))) == []
     assert alarms_of(rank(), measured(token_cosine=cosines(30, slice(0, 30), 0.985))) == []
     assert alarms_of(rank(), measured(token_cosine=cosines(30, slice(0, 30), math.nan))) == []
-    one_layer = alarms_of(rank(), measured(token_cosine=cosines(9, slice(0, 9), layers=1)))
+    one_layer = alarms_of(rank(), measured(token_cosine=cosines(12, slice(0, 12), layers=1)))
     assert one_layer and one_layer[0].where == {"layer": 0}
 
 
