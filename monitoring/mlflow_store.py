@@ -65,7 +65,10 @@ def ui_command(uri: str) -> str:
 
 def failure(uri: str, error: Exception) -> str:
     """What went wrong with a store, in one line that does not tell its password."""
-    return without_password(f"MLflow at {uri}: {describe(error)}")
+    cause: BaseException = error
+    while (deeper := cause.__cause__ or cause.__context__) is not None:  # MLflow and requests wrap what happened
+        cause = deeper
+    return without_password(f"MLflow at {uri}: {describe(cause)}")
 
 
 def without_password(text: str) -> str:

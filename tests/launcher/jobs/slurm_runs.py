@@ -33,7 +33,12 @@ class Runs:
     folder: Path
 
     def settings(self, name: str, *overrides: str) -> list[str]:
-        fixed = [f"data.sources.0.path={self.data}", f"run.dir={self.folder}", "tracking.kind=none", "monitoring.pictures=false"]
+        fixed = [
+            f"data.sources.0.path={self.data}",
+            f"run.dir={self.folder}",
+            "tracking.kind=none",
+            "monitoring.pictures=false",
+        ]
         return [*fixed, f"run.name={name}", *SHORT, *overrides]
 
     def config(self, world_size: int, name: str, *overrides: str) -> Config:
