@@ -194,11 +194,14 @@ def train_with(fault: partial[AbstractContextManager[None]], config: Config) -> 
 
 def report(outcomes: list[Outcome]) -> None:
     """One row for each fault."""
-    table = Table("fault", "detector", "after", "also", "the record names first", title="Faults at step 200")
+    heads = ("fault", "detector", "after", "alarms before", "also", "the record names first")
+    table = Table(*heads, title="Faults at step 200")
     for outcome in outcomes:
         after = "never" if outcome.after is None else str(outcome.after)
         named = "\n".join(outcome.named) or "no record"
-        table.add_row(outcome.case.name, outcome.case.expected, after, ", ".join(outcome.others), named)
+        table.add_row(
+            outcome.case.name, outcome.case.expected, after, str(outcome.before), ", ".join(outcome.others), named
+        )
     Console(width=160).print(table)
 
 

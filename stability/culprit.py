@@ -16,6 +16,12 @@ SHOWN_ALIKE = 3
 """Findings shown of those of one quantity in one step."""
 FROZEN = 1e-4
 """A head's query gradient over the median of its layer's heads, below which it does not learn."""
+EFFECTS = ("loss", "grad_norm")
+"""What moves in the end, whatever moved first."""
+AUDIBLE = 1 / 2
+"""Of the size of the largest movement but effects: a smaller one before it is how training goes, not its beginning."""
+ENDLESS = 1e3
+"""Size from which movements are alike large, as those to what is not finite are."""
 EVERYWHERE = 0.5
 """Share of the gradients that move in one step when the cause is in none of them."""
 
@@ -51,7 +57,16 @@ def examine(record: Record, limit: int = 12) -> Examination:
     moved = [(series, movements(series, record.alarm.step)) for series in series_of(record)]
     reference = _reference(record, moved)
     order = {name: index for index, name in enumerate(KINDS)}
-    found = [finding for series, movement in moved for finding in _findings(series, movement, record, reference)]
+    # Measurements reach further back than the steps between them: what began to move there is how training goes.
+    oldest = record.alarm.step - record.header.config["monitoring"]["record_steps"]
+    found = [
+        finding
+        for series, movement in moved
+        for finding in _findings(series, movement, record, reference)
+        if finding.step > oldest
+    ]
+    loudest = max((_size(finding) for finding in found if finding.series not in EFFECTS), default=0.0)
+    found = [finding for finding in found if _size(finding) >= loudest * AUDIBLE]
     found.sort(key=lambda f: (f.step, -abs(f.z), order.get(f.series, len(order))))
     shown: list[Finding] = []
     for finding in found:
@@ -63,6 +78,10 @@ def examine(record: Record, limit: int = 12) -> Examination:
         (_share(series, movement, findings) for series, movement in moved if series.name == "gradient"), default=0
     )
     return Examination(findings, _conclude(record, findings, share))
+
+
+def _size(finding: Finding) -> float:
+    return min(abs(finding.z), ENDLESS)
 
 
 def _conclude(record: Record, findings: list[Finding], share: float) -> str:
@@ -83,7 +102,7 @@ def _conclude(record: Record, findings: list[Finding], share: float) -> str:
         return f"At step {first.step}, and not before, gradients of all layers stopped being finite at once."
     if share >= EVERYWHERE:
         return f"At step {first.step}, and not before, {share:.0%} of all gradients moved at once{suspect}."
-    if all(finding.series in ("loss", "grad_norm") for finding in at_once):
+    if all(finding.series in EFFECTS for finding in at_once):
         return f"At step {first.step} the {first.quantity} moved, and no part of the model before it{suspect}."
     return f"First: {first.sentence}."
 
