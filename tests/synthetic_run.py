@@ -17,7 +17,10 @@ def write_run(folder: Path, *, collapses: bool, steps: int = STEPS, planned: int
     """A run of `steps` of the `planned` updates, measured every tenth; returns its folder."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"run: {{name: {folder.name}}}\ntraining: {{steps: {planned}}}\n")
+    (folder / "config.yaml").write_text(
+        f"run: {{name: {folder.name}}}\ntraining: {{steps: {planned}}}\n"
+        "stability: {detectors: {rank: {steps: 50}}}\n"
+    )
     with Recorder(folder) as recorder:
         for step in range(1, steps + 1):
             loss = 2 + 3 * np.exp(-step / 20) + 0.05 * rng.standard_normal()

@@ -66,7 +66,7 @@ CASES: dict[str, tuple[int, Fault, list[str], str, int]] = {
 }
 
 
-QUICK = ("skip, tp2 dp2", "rollback")
+QUICK = ("skip", "rollback")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in CASES])
