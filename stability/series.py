@@ -192,7 +192,7 @@ def _series(name: str, kind: Kind, record: Record) -> Series:
         return Series(name, kind, track.steps, values_SKN, places, np.ones(values_SKN.shape[1:], bool), "tp")
     places = _places(name, values.shape[1:], record)
     values_SKN = values.reshape(len(values), 1, len(places))
-    there_KN = ~np.isnan(values_SKN).all(axis=0)  # a plain matrix has no gamma
+    there_KN = np.atleast_2d(~np.isnan(values_SKN).all(axis=0))  # a plain matrix has no gamma
     return Series(name, kind, track.steps, values_SKN, places, there_KN)
 
 
