@@ -12,6 +12,8 @@ from configs.errors import ConfigError
 from configs.problems import Problem
 from configs.schema import SINGLE_STAGE, Config
 
+STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
+"""What MLflow keeps runs in, by the scheme of its address."""
 ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv")
 
 
@@ -35,6 +37,8 @@ def check(config: Config) -> list[Problem]:
         *_learning_rate(config),
         *_init_from(config),
         *_rollback(config),
+        *_windows(config),
+        *_addresses(config),
     ]
 
 
@@ -332,6 +336,25 @@ def _rollback(config: Config) -> Iterator[Problem]:
             "rollback",
             ("checkpoint.interval",),
         )
+
+
+def _windows(config: Config) -> Iterator[Problem]:
+    """A rule that needs more steps than its window holds would never speak."""
+    stability = config.stability
+    for key, rule in (("skip", stability.skip), ("detectors.spike", stability.detectors.spike)):
+        if rule.minimum > rule.window:
+            related = f"stability.{key}.window"
+            message = f"must be at most {related} = {rule.window}"
+            yield Problem(f"stability.{key}.minimum", message, rule.minimum, (related,))
+
+
+def _addresses(config: Config) -> Iterator[Problem]:
+    webhook, uri = config.alerts.webhook, config.tracking.uri
+    if webhook is not None and not webhook.startswith(("http://", "https://")):
+        yield Problem("alerts.webhook", "must be an address that begins with http:// or https://", webhook)
+    scheme = uri.split("://")[0].split("+")[0] if uri is not None and "://" in uri else None
+    if scheme is not None and scheme not in STORES:
+        yield Problem("tracking.uri", f"must begin with {either(STORES)}, then ://", uri)
 
 
 def _init_from(config: Config) -> Iterator[Problem]:

@@ -196,12 +196,19 @@ class MonitoringConfig(Section):
     """Draw the run (loss, entropy, logits, tokens, spectra) when it has ended, a second or two."""
 
 
+EventKind = Literal[
+    "alarm", "skip", "clip", "lower_lr", "rollback", "spike_record", "diverged", "failed", "stop", "resume", "restart",
+    "checkpoint", "checkpoint_failed", "init_from", "pictures_failed", "metrics_damaged",
+]  # fmt: skip
+"""What a run writes to events.jsonl while it trains, but for what concerns tracking and alerts themselves."""
+
+
 class AlertsConfig(Section):
     command: str | None = None
     """Shell command run for each event of `on`, with the event as JSON on its standard input."""
-    webhook: str | None = Field(None, pattern=r"^https?://\S+$")
+    webhook: str | None = None
     """Address that each event of `on` is posted to as JSON."""
-    on: tuple[str, ...] = ("alarm", "rollback", "diverged", "failed")
+    on: tuple[EventKind, ...] = ("alarm", "rollback", "diverged", "failed")
     """Kinds of events (events.jsonl) worth an alert."""
 
 

@@ -34,7 +34,7 @@ class EntropyConfig(Section):
     heads: float = Field(0.25, gt=0, le=1)
     """Share of collapsed heads above which it is an alarm."""
     logit: float = Field(50.0, gt=0)
-    """Early warning: only of layers whose largest logit is over this, where Gemma 2 caps them."""
+    """A fall of entropy, and one that announces collapse, count where the largest logit is over this, Gemma 2's cap."""
     horizon: int = Field(200, ge=1)
     """Early warning: the mean entropy of a layer, falling as it does, would reach the floor within so many steps."""
 

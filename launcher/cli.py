@@ -439,6 +439,8 @@ def spike(
     if not console.is_terminal:
         console.width = WIDTH
     if record is None and len(ids) > 1:
+        if replay:
+            raise ConfigError(f"command line: --replay: of which record? {run} has {', '.join(ids)}")
         console.print(listing(run, ids))
         return
     name = ids[0] if record is None else choose(run, ids, record)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_atomically
+from monitoring.recorder import read_events
 
 OUTCOME = "outcome.json"
 
@@ -18,18 +19,23 @@ class Outcome:
     status: str
     val_loss: float | None
     run_dir: str
+    reason: str | None = None
+    """Why it did not finish."""
 
     @classmethod
     def of(cls, summary: Any, run_dir: Path) -> "Outcome":
         """From a `training.run.Summary`."""
         loss = summary.val_loss
         known = loss is not None and not math.isnan(loss)  # a run that stopped early may not have been evaluated yet
-        return cls(summary.status, float(loss) if known else None, str(run_dir))
+        ends = [event["reason"] for event in read_events(run_dir) if event["kind"] == "diverged"]
+        reason = ends[-1] if summary.status == "diverged" and ends else None
+        return cls(summary.status, float(loss) if known else None, str(run_dir), reason)
 
     def line(self) -> str:
         """The last line of `steadytrain train`."""
         loss = "" if self.val_loss is None else f", validation loss {self.val_loss:.4f}"
-        return f"{self.run_dir}: {self.status}{loss}"
+        reason = "" if self.reason is None else f": {self.reason}"
+        return f"{self.run_dir}: {self.status}{loss}{reason}"
 
     def write(self, logs: Path) -> None:
         """Leave the outcome for the launcher."""

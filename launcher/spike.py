@@ -45,7 +45,8 @@ def choose(run_dir: Path, ids: list[str], wanted: str) -> str:
     """The id that was meant: in full, or a beginning that only one has, such as the step. Raises: ConfigError."""
     if wanted in ids:
         return wanted
-    meant = [name for name in ids if name.startswith(wanted) or name.lstrip("0").startswith(wanted.lstrip("0") or "0")]
+    by_step = [name for name in ids if wanted.isdecimal() and int(name.split("-")[0]) == int(wanted)]
+    meant = by_step or [name for name in ids if not wanted.isdecimal() and name.startswith(wanted)]
     if len(meant) == 1:
         return meant[0]
     if meant:

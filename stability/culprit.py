@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from stability.record import Record
+from stability.record import Record, Track
 from stability.series import KINDS, THRESHOLD, Movement, Series, Where, movements, series_of
 
 SHOWN_ALIKE = 3
@@ -77,7 +77,26 @@ def examine(record: Record, limit: int = 12) -> Examination:
     share = max(
         (_share(series, movement, findings) for series, movement in moved if series.name == "gradient"), default=0
     )
-    return Examination(findings, _conclude(record, findings, share))
+    return Examination(findings, _conclude(record, findings, share) + _collapsed_before(record))
+
+
+def _collapsed_before(record: Record) -> str:
+    """A sentence on heads that had collapsed when the record begins: what moved after that may be their doing."""
+    track = record.tracks.get("measured.entropy_ratio")
+    if track is None or not len(track.steps) or int(track.steps[0]) >= record.alarm.step:
+        return ""
+    floor = record.header.config["stability"]["detectors"]["entropy"]["floor"]
+    layers = sorted({int(layer) for layer, _ in np.argwhere(track.values[_first_row(track, record)] < floor)})
+    if not layers:
+        return ""
+    names = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
+    return f" Heads of {names} had collapsed before the steps looked at: see `steadytrain watch`."
+
+
+def _first_row(track: Track, record: Record) -> int:
+    """The measurement at which the steps that are looked at begin."""
+    oldest = record.alarm.step - record.header.config["monitoring"]["record_steps"]
+    return int(min(np.searchsorted(track.steps, oldest), len(track.steps) - 1))
 
 
 def _size(finding: Finding) -> float:

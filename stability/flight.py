@@ -30,7 +30,7 @@ from parallel.sharding import Sharding
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
 from stability.alarms import Alarm
-from stability.record import Header, Place, Record, Track, path_of, record_id
+from stability.record import Header, Place, Record, Track, record_id
 from stability.shares import Share, gradient_tracks, measured_tracks, spectral_tracks
 
 PACKAGES = ("steadytrain", "torch", "numpy", "deepspeed", "megatron-core")
@@ -94,8 +94,7 @@ class FlightRecorder:
         self._steps: deque[tuple[int, dict[str, float]]] = deque(maxlen=length)
         # Far fewer than the steps: as many again reach further back, and a median needs them.
         self._measured: deque[tuple[int, Mapping[str, NDArray[Any]]]] = deque(maxlen=length)
-        self._written: dict[str, int] = {}
-        self._settled: set[str] = set()
+        self._rollbacks = 0
         self._ranks = _all(_place(topology), topology)
 
     def note_gradients(self, step: int) -> None:
@@ -132,18 +131,16 @@ class FlightRecorder:
         for notes in (self._steps, self._measured):
             while notes and notes[-1][0] > step:
                 notes.pop()
-        self._settled |= {name for name, last in self._written.items() if last > step}
+        self._rollbacks += 1
 
     def write(self, alarms: Sequence[Alarm]) -> Path | None:
         """Write what is known of the last steps; its path on the logging rank, None elsewhere. Collective.
 
         The first alarm names the record. Called again for the same one, it replaces the record by one with the steps
-        since, unless they were rolled back. A disk that refuses is told on stderr; training goes on (None).
+        since. After a rollback the same step may alarm again: that is another record, and has another name. A disk that
+        refuses is told on stderr; training goes on (None).
         """
-        name = record_id(alarms[0])
-        if name in self._settled:
-            return path_of(self._config.run_dir, name) if self._topology.is_logging_rank else None
-        self._written[name] = max((step for step, _ in self._steps), default=0)
+        name = record_id(alarms[0]) + (f"-{self._rollbacks + 1}" if self._rollbacks else "")
         shares = _gather(self._share(), self._topology)
         if shares is None:
             return None

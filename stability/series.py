@@ -54,7 +54,7 @@ KINDS = {
     "measured.activation_grad_rms": Kind("RMS of the gradient of the activations", "log", 0.1),
     "measured.head_grad": Kind("query gradient", "log", 0.25),
     "measured.qk_grad_ratio": Kind("query-to-value gradient ratio", "log", 0.25),
-    "measured.max_logit": Kind("largest attention logit", "signed log", 0.25),
+    "measured.max_logit": Kind("largest attention logit", "linear", 10.0),
     "measured.entropy": Kind("attention entropy", "linear", 0.1),
     "measured.token_cosine": Kind("token cosine", "linear", 0.02),
     "measured.relative_residual": Kind("relative residual", "log", 0.05),

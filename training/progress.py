@@ -40,7 +40,7 @@ class TrainingProgress:
     def say(self, line: str) -> None:
         """A line of its own, above the bar."""
         if self._enabled:
-            (self._live.console if self._live else self._console).print(line)
+            (self._live.console if self._live else self._console).print(line, soft_wrap=True)
 
     def update(self, step: int, loss: float, tokens_per_s: float, entropy_ratio: float | None) -> None:
         """After update `step` (from 1)."""

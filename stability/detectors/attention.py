@@ -23,8 +23,8 @@ class EntropyCollapse(Detector):
     In plain words: a head whose attention entropy is near zero copies one token and gets no gradient through its
     softmax; when more than a quarter of the heads are so, the loss follows. A head counts as collapsed when its
     entropy, as a share of what a uniform causal head has, is under the floor (0.1) or not a number, or 0.2 below the
-    head's own rolling median of 201 measurements. The median needs half of them: heads that learn where to look lose
-    that much in their first hundreds of steps, and are well.
+    head's own rolling median of 201 measurements with a logit over 50. The median needs half of them. Heads that learn
+    where to look lose that much too, with logits of 10 or 20, and are well.
     Source: Zhai et al. 2023, sections 3 and 4.1, for the phenomenon.
     """
 
@@ -35,12 +35,13 @@ class EntropyCollapse(Detector):
         self._past: deque[list[list[float]]] = deque(maxlen=config.window)
 
     def observe(self, seen: Observation) -> Iterator[Alarm]:
-        if "entropy_ratio" not in seen.arrays:
+        if not {"entropy_ratio", "max_logit"} <= seen.arrays.keys():
             return
         ratio_LA = np.asarray(seen.arrays["entropy_ratio"], dtype=np.float64)
         collapsed_LA = ~(ratio_LA >= self._config.floor)
         if len(self._past) > self._config.window // 2:
-            collapsed_LA |= ratio_LA < np.median(np.array(self._past), axis=0) - self._config.drop
+            fell_LA = ratio_LA < np.median(np.array(self._past), axis=0) - self._config.drop
+            collapsed_LA |= fell_LA & ~(np.asarray(seen.arrays["max_logit"]) <= self._config.logit)
         share = float(collapsed_LA.mean())
         if share > self._config.heads:
             lowest = np.argmin(np.where(collapsed_LA, ratio_LA, np.inf))  # the first nan, if there is one

@@ -70,9 +70,11 @@ def first(alarms: list[Alarm]) -> Alarm:
 def test_heads_under_the_floor_are_a_collapse_as_soon_as_they_are_more_than_a_quarter() -> None:
     ratio_SLA = np.full((6, L, A), 0.9)
     ratio_SLA[1:, 2] = 0.09
-    assert alarms_of(collapse(), measured(entropy_ratio=ratio_SLA)) == [], "a quarter is not more than a quarter"
+    assert alarms_of(collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0))) == [], (
+        "a quarter is not more than a quarter"
+    )
     ratio_SLA[3, 0, 3] = 0.05
-    (alarm,) = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA))
+    (alarm,) = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0)))
     assert (alarm.step, alarm.severity, alarm.value, alarm.threshold) == (40, "alarm", 5 / 16, 0.25)
     assert alarm.where == {"layer": 0, "head": 3} and "5 of 16 heads" in alarm.reason
 
@@ -82,7 +84,7 @@ def test_heads_far_below_their_own_median_are_a_collapse_and_the_lowest_of_them_
     ratio_SLA[:, 3, 3] = 0.3  # has always been so
     ratio_SLA[8, :2] = 0.65
     ratio_SLA[8, 1, 2] = 0.6
-    (alarm,) = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA))
+    (alarm,) = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0)))
     assert alarm.step == 90 and alarm.where == {"layer": 1, "head": 2} and alarm.value == 0.5
 
 
@@ -90,14 +92,19 @@ def test_a_median_needs_half_of_its_window() -> None:
     for before, expected in ((4, []), (5, [60])):
         ratio_SLA = np.full((before + 1, 1, 1), 0.9)
         ratio_SLA[-1] = 0.5
-        assert [alarm.step for alarm in alarms_of(collapse(), measured(entropy_ratio=ratio_SLA))] == expected
+        assert [
+            alarm.step
+            for alarm in alarms_of(
+                collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0))
+            )
+        ] == expected
 
 
 def test_entropy_that_is_not_a_number_is_a_collapse_and_spoils_no_median() -> None:
     ratio_SLA = np.full((12, 1, 2), 0.9)
     ratio_SLA[6, 0, 1] = math.nan
     ratio_SLA[8] = 0.5
-    alarms = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA))
+    alarms = alarms_of(collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0)))
     assert [(alarm.step, alarm.where["head"]) for alarm in alarms] == [(70, 1), (90, 0)]
 
 
@@ -174,7 +181,7 @@ def test_any_shape_of_model_will_do(shape: tuple[int, int]) -> None:
     assert logit.where == where
     ratio_SLA = np.full((8, *shape), 0.9)
     ratio_SLA[5:] = 0.02
-    alarm = first(alarms_of(collapse(), measured(entropy_ratio=ratio_SLA)))
+    alarm = first(alarms_of(collapse(), measured(entropy_ratio=ratio_SLA, max_logit=np.full(ratio_SLA.shape, 100.0))))
     assert alarm.step == 60 and alarm.where == {"layer": 0, "head": 0}
     ratio_SLA[:, -1] = np.array([0.9, 0.9, 0.9, 0.7, 0.5, 0.3, 0.1, 0.05])[:, None]
     assert first(alarms_of(warning(), with_logits(ratio_SLA, 200.0))).where == {"layer": shape[0] - 1}
