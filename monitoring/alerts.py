@@ -6,6 +6,7 @@ fails is told once, as the event `alert_failed`.
 """
 
 import contextlib
+import http.client
 import os
 import queue
 import signal
@@ -73,7 +74,7 @@ class Alerts:
         try:
             if self._config.webhook:
                 post(self._config.webhook, event, self._run_dir)
-        except (OSError, ValueError) as error:  # URLError is an OSError
+        except (OSError, ValueError, http.client.HTTPException) as error:  # URLError is an OSError
             self._report(event, f"alerts.webhook: {describe(error)}")
 
     def _report(self, event: Record, reason: str) -> None:
@@ -118,7 +119,10 @@ def run_command(command: str, event: Record, run_dir: Path) -> None:
 
 
 def post(address: str, event: Record, run_dir: Path) -> None:
-    """POST an event, with the run it is of. Raises: OSError (of it, HTTPError for an answer that refuses)."""
+    """POST an event, with the run it is of.
+
+    Raises: OSError (of it, HTTPError for an answer that refuses); HTTPException for an answer that is no HTTP.
+    """
     body = json_line({"run": str(run_dir.absolute()), **event}).encode()
     request = urllib.request.Request(address, body, {"Content-Type": "application/json"}, method="POST")
     with urllib.request.urlopen(request, timeout=SECONDS):

@@ -34,7 +34,7 @@ class Rollback:
     """... because so many are left out."""
     reason: str
     complete: bool = False
-    """Whether the checkpoints above `to` are gone: if not, a kill came in between."""
+    """Whether the checkpoints above `to` are gone and the record says so: if not, a kill came in between."""
 
 
 class Rewinds:

@@ -1,7 +1,7 @@
 """Going back to a checkpoint from before a spike and skipping the batches around it, for all ranks together.
 
 The order is such that a kill at any point leaves a run that goes on: `rollbacks.json` says what is meant before any
-checkpoint is deleted, and the next start completes what it says.
+checkpoint is deleted, and that it is complete once the journal has been told; the next start completes what it says.
 """
 
 from configs.schema import Config
@@ -15,12 +15,13 @@ from training.reductions import from_logging_rank
 def begin(config: Config, topology: Topology, checkpoints: Checkpoints) -> tuple[Rewinds, Resumed | None]:
     """Where a run goes on: the batches it skips, and its newest good checkpoint, now loaded. Collective.
 
+    If the last rollback is unfinished, the journal is yet to be told of it, and then `complete` to be called.
+
     Raises: CheckpointError as `Checkpoints.resume`; DataError for a damaged `rollbacks.json`.
     """
     rewinds = from_logging_rank(topology, lambda: Rewinds.read(config.run_dir))
     if rewinds.unfinished is not None:
         resumed: Resumed | None = checkpoints.roll_back(rewinds.unfinished.to)
-        rewinds = _written(rewinds.completed(), config, topology)
     else:
         resumed = checkpoints.resume()
     known = rewinds.known_to(resumed.step if resumed else 0)
@@ -34,7 +35,8 @@ def roll_back(
 ) -> tuple[Rewinds, Resumed | None]:
     """Load the newest good checkpoint from before the batches to be skipped. Collective.
 
-    `step`, from 0, is the one with the trouble. None where there is no such checkpoint: nothing is changed then.
+    `step`, from 0, is the one with the trouble. None where there is no such checkpoint: nothing is changed then. Else
+    the journal is yet to be told, and then `complete` to be called.
     """
     rules = config.stability.policy
     skip_from = max(0, step - rules.rollback_before)
@@ -43,8 +45,12 @@ def roll_back(
         return rewinds, None
     skipped = step + rules.rollback_after + 1 - skip_from
     rewinds = _written(rewinds.plus(Rollback(to, step, skip_from, skipped, decision.reason)), config, topology)
-    back = checkpoints.roll_back(to)
-    return _written(rewinds.completed(), config, topology), back
+    return rewinds, checkpoints.roll_back(to)
+
+
+def complete(rewinds: Rewinds, config: Config, topology: Topology) -> Rewinds:
+    """Write down that the last rollback is done, and the journal told of it. Collective."""
+    return _written(rewinds.completed(), config, topology)
 
 
 def _written(rewinds: Rewinds, config: Config, topology: Topology) -> Rewinds:

@@ -19,7 +19,7 @@ from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
 from training.reductions import count_parameters, loss_and_requests
-from training.rollback import begin, roll_back
+from training.rollback import begin, complete, roll_back
 from training.schedule import learning_rate
 from training.stop import Stop
 
@@ -66,6 +66,9 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
         watch.load(resumed.stability if resumed else {})
         if weights is not None:
             journal.report(0, "init_from", weights.message(config))
+        if resumed is not None and (undone := rewinds.unfinished) is not None:
+            journal.rolled_back(undone.spike + 1, resumed, undone.reason)
+            rewinds = complete(rewinds, config, topology)
         while step < steps:
             started, stop.step = time.perf_counter(), step + 1
             measuring = _is_due(step, steps, config.monitoring.interval, first=True) or watch.zooms(step)
@@ -117,6 +120,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
                 if back is not None:
                     watch.rolled_back(back.stability, back.step)
                     journal.rolled_back(step + 1, back, decision.reason)
+                    rewinds = complete(rewinds, config, topology)
                     step, val_loss = back.step, back.val_loss
                     continue
                 decision = replace(decision, action="stop", reason=f"{decision.reason}; no checkpoint from before it")

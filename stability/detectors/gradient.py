@@ -119,8 +119,9 @@ class Shard(Detector):
             return
         log_MP = np.log(np.asarray(seen.arrays["shard_rms"], dtype=np.float64) + TINY)
         log_MP = np.where(np.isfinite(log_MP), log_MP, BROKEN)  # a flipped bit may make it nan or infinite
-        if self._before:
-            yield from self._jumps(log_MP, np.array(self._before), seen)
+        before_MP = np.array(self._before)
+        if before_MP.shape == log_MP.shape:  # else it is the first measurement, or that of another layout
+            yield from self._jumps(log_MP, before_MP, seen)
         self._before = log_MP.tolist()
 
     def _jumps(self, log_MP: np.ndarray, before_MP: np.ndarray, seen: Observation) -> Iterator[Alarm]:

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -95,6 +96,25 @@ def test_an_address_that_refuses_or_is_not_there(tmp_path: Path, listener: Liste
     assert read_events(tmp_path / "a")[-1]["reason"].startswith("alerts.webhook: HTTPError: HTTP Error 403")
     record_events(tmp_path / "b", AlertsConfig(webhook="http://127.0.0.1:9/"), "alarm")
     assert "Connection refused" in read_events(tmp_path / "b")[-1]["reason"]
+
+
+def test_an_address_that_answers_no_http_is_told_and_asked_again(tmp_path: Path, capfd):
+    calls = []
+
+    def answer() -> None:
+        for _ in range(2):
+            connection, _ = server.accept()
+            with connection:
+                calls.append(connection.recv(65536))
+                connection.sendall(b"220 mail.example.org ESMTP\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=answer, daemon=True).start()
+        config = AlertsConfig(webhook=f"http://127.0.0.1:{server.getsockname()[1]}/")
+        assert record_events(tmp_path, config, "alarm", "alarm").count("alert_failed") == 1
+    assert len(calls) == 2
+    (failed,) = (event for event in read_events(tmp_path) if event["kind"] == "alert_failed")
+    assert failed["reason"].startswith("alerts.webhook: BadStatusLine")
 
 
 def test_a_command_that_hangs_is_killed_with_what_it_started(tmp_path: Path, monkeypatch, capfd):

@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from benchmarks import injection
 from configs.schema import Config
+from monitoring import mlflow_store
 from monitoring.recorder import read_events, read_metrics, read_summary
 from stability.rewind import ROLLBACKS
 from tests.distributed import spawn
@@ -129,6 +130,31 @@ def _killed_before_checkpoints_go(cfg: Config) -> None:
     from unittest import mock
 
     with BAD_BATCH(), mock.patch.object(store, "rollback", side_effect=RuntimeError("killed here")):
+        train(cfg)
+
+
+@pytest.mark.parametrize("moment", ["training.checkpoint.store.rollback", "training.journal.Journal.rolled_back"])
+def test_a_rollback_killed_in_the_middle_is_told_by_the_next_start(
+    stdlib_bytes: Path, tmp_path: Path, moment: str
+) -> None:
+    """As an event, and to MLflow, which else would keep the steps that were undone and refuse the new ones."""
+    tracked = ["tracking.kind=mlflow", "tracking.system_metrics=false", f"training.steps={FAULT + 2}"]
+    cfg = tiny(stdlib_bytes, tmp_path, 1, *SHARED, *ROLLBACK, *tracked)
+    with pytest.raises(AssertionError, match="killed here"):
+        spawn(1, _killed_at, moment, cfg)
+    spawn(1, trained_with, BAD_BATCH, cfg)
+    (event,) = [event for event in read_events(cfg.run_dir) if event["kind"] == "rollback"]
+    assert (event["step"], event["to"]) == (FAULT + 1, 20) and event["reason"].startswith("loss ")
+    client = mlflow_store.connect(mlflow_store.tracking_uri(cfg))
+    points = client.get_metric_history((cfg.run_dir / "mlflow_run_id").read_text().strip(), "loss")
+    newest = {point.step: point.value for point in sorted(points, key=lambda point: point.timestamp)}
+    assert newest == {line["step"]: line["loss"] for line in read_metrics(cfg.run_dir)}
+
+
+def _killed_at(moment: str, cfg: Config) -> None:
+    from unittest import mock
+
+    with BAD_BATCH(), mock.patch(moment, side_effect=RuntimeError("killed here")):
         train(cfg)
 
 

@@ -147,6 +147,18 @@ def test_shards_that_grow_together_are_no_alarm(ranks: int, matrices: int) -> No
     assert alarms_of(Shard(), measured(shard_rms=rms_SMP)) == []
 
 
+@pytest.mark.parametrize(("before", "now"), [(1, 4), (2, 4), (4, 2), (4, 1)])
+def test_shards_of_another_layout_are_not_compared(before: int, now: int) -> None:
+    """A resume may change the number of tensor-parallel ranks; the next measurement is compared again."""
+    saved, resumed = Shard(), Shard()
+    alarms_of(saved, measured(shard_rms=shards(ranks=before)))
+    resumed.load(saved.state())
+    rms_SMP = shards(ranks=now)
+    assert alarms_of(resumed, measured(shard_rms=rms_SMP)) == []
+    rms_SMP[20:, 0, 0] *= 1e6
+    assert len(alarms_of(resumed, measured(shard_rms=rms_SMP))) == 1
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("factor", [1e36, 1e-20, 0.0, math.inf, math.nan])
 def test_a_shard_that_jumps_alone_is_named_whichever_way_it_jumps(ranks: int, factor: float) -> None:
