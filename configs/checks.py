@@ -37,7 +37,7 @@ def check(config: Config) -> list[Problem]:
         *_learning_rate(config),
         *_init_from(config),
         *_rollback(config),
-        *_windows(config),
+        *_judged(config),
         *_addresses(config),
     ]
 
@@ -336,16 +336,35 @@ def _rollback(config: Config) -> Iterator[Problem]:
             "rollback",
             ("checkpoint.interval",),
         )
+    reach = (config.checkpoint.keep - 1) * config.checkpoint.interval
+    if asking is not None and 0 < config.checkpoint.interval and reach < policy["rollback_before"]:
+        yield Problem(
+            "stability.policy.rollback_before",
+            f"must be at most {reach}: the {config.checkpoint.keep} checkpoints that are kept may reach no further back; "
+            "raise checkpoint.keep or checkpoint.interval",
+            policy["rollback_before"],
+            ("checkpoint.keep", "checkpoint.interval"),
+        )
 
 
-def _windows(config: Config) -> Iterator[Problem]:
-    """A rule that needs more steps than its window holds would never speak."""
-    stability = config.stability
-    for key, rule in (("skip", stability.skip), ("detectors.spike", stability.detectors.spike)):
+def _judged(config: Config) -> Iterator[Problem]:
+    """Limits that nothing could ever reach: the rule would be off without a word."""
+    skip, detectors = config.stability.skip, config.stability.detectors
+    for key, rule in (("skip", skip), ("detectors.spike", detectors.spike)):
         if rule.minimum > rule.window:
-            related = f"stability.{key}.window"
-            message = f"must be at most {related} = {rule.window}"
-            yield Problem(f"stability.{key}.minimum", message, rule.minimum, (related,))
+            yield Problem(
+                f"stability.{key}.minimum",
+                f"must be at most stability.{key}.window = {rule.window}: no step would ever be judged",
+                rule.minimum,
+                (f"stability.{key}.window",),
+            )
+    if detectors.logit.warning > detectors.logit.fatal:
+        yield Problem(
+            "stability.detectors.logit.warning",
+            f"must be at most stability.detectors.logit.fatal = {detectors.logit.fatal:g}",
+            detectors.logit.warning,
+            ("stability.detectors.logit.fatal",),
+        )
 
 
 def _addresses(config: Config) -> Iterator[Problem]:

@@ -58,8 +58,8 @@ class GradientConfig(Section):
     """A matrix's share of the gradient, over its own rolling median, that is an alarm."""
     frozen: float = Field(1e-4, gt=0, lt=1)
     """A head's query gradient, over the median of its layer's heads, below which it does not learn."""
-    minimum: int = Field(5, ge=1)
-    """Measurements that must be there before a matrix is judged."""
+    minimum: int = Field(5, ge=1, le=51)
+    """Measurements that must be there before a matrix is judged; its median is over the last 51."""
 
 
 class DetectorsConfig(Section):

@@ -26,6 +26,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from configs.atomic import write_atomically
 from configs.schema import Config
 from monitoring.recorder import json_line, parse_line
@@ -148,6 +150,21 @@ def write_config(run_dir: Path, config: Config, uri: str) -> None:
     """
     found = config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})})
     write_atomically(run_dir / FOLDER / CONFIG, found.model_dump_json(indent=2) + "\n")
+
+
+def trains_otherwise(run_dir: Path, config: Config) -> bool:
+    """Whether the attempt before had another configuration, in what the numbers of a step depend on.
+
+    One that this version cannot read was another.
+    """
+    try:
+        before = read_config(run_dir)
+    except FileNotFoundError:
+        return False
+    except ValidationError:
+        return True
+    beside = {"run", "monitoring", "alerts", "checkpoint", "tracking"}
+    return before.model_dump(exclude=beside) != config.model_dump(exclude=beside)
 
 
 def read_config(run_dir: Path) -> Config:

@@ -17,7 +17,7 @@ from configs.schema import Config
 from monitoring.delivery import Delivery
 from monitoring.mlflow_store import absolute_uri, failure, tracking_uri, without_password
 from monitoring.recorder import EventSink, Status, append_event
-from monitoring.spool import Line, Spool, write_config
+from monitoring.spool import Line, Spool, trains_otherwise, write_config
 from monitoring.system import SystemMetrics
 from monitoring.watchdog import Watchdog
 
@@ -41,6 +41,7 @@ class Tracker:
         self._run_dir, self._alerts = run_dir, alerts
         self._spool = Spool(run_dir)
         uri = absolute_uri(tracking_uri(config))
+        self._trains_otherwise = trains_otherwise(run_dir, config)
         write_config(run_dir, config, uri)
         self._delivery = Delivery(config, run_dir, self._spool.attempt, live=True)
         self._system: SystemMetrics | None = None
@@ -73,11 +74,13 @@ class Tracker:
     def resume(self, step: int) -> None:
         """Go on after `step`, with metrics.jsonl cut to it; to be called before the first `log`.
 
-        MLflow cannot take a point back, so that steps trained a second time are not sent a second time; what no spool
-        has up to `step` is sent from metrics.jsonl.
+        MLflow cannot take a point back, so that steps trained a second time to the bit are not sent a second time; what
+        no spool has up to `step` is sent from metrics.jsonl. Steps trained under another configuration are new points.
         """
         self._step = step
         self._write(resume=step)
+        if self._trains_otherwise:
+            self._write(rollback=step)
 
     def rollback(self, step: int) -> None:
         """Training went back to `step`: what it logs from now on is new, also of steps logged before."""

@@ -15,7 +15,7 @@ class TrainingProgress:
 
     def __init__(self, name: str, steps: int, *, enabled: bool) -> None:
         self._name, self._steps, self._enabled = name, steps, enabled
-        self._console = Console(file=sys.stderr, highlight=False)
+        self._console = Console(file=sys.stderr, highlight=False, markup=False, emoji=False)  # paths may hold brackets
         self._live: Progress | None = None
         self._last_line = time.monotonic()
 

@@ -123,7 +123,8 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
                     rewinds = complete(rewinds, config, topology)
                     step, val_loss = back.step, back.val_loss
                     continue
-                decision = replace(decision, action="stop", reason=f"{decision.reason}; no checkpoint from before it")
+                reason = f"{decision.reason}; no good checkpoint from before it"
+                decision = replace(decision, action="stop", reason=reason)
             if decision.action == "stop":
                 status = "diverged"
                 journal.diverged(step + 1, decision.reason, judged.loss, judged.grad_norm)

@@ -121,6 +121,17 @@ def test_a_resumed_run_has_one_point_per_step(tmp_path: Path):
     assert_one_point_per_step(config)
 
 
+def test_steps_trained_under_another_configuration_are_sent_as_new_points(tmp_path: Path):
+    """MLflow would else keep the steps of the learning rate that was given up, and refuse the others."""
+    config = config_in(tmp_path)
+    train(config, 1, 30).close("failed")
+    lower = config.model_copy(update={"optimizer": config.optimizer.model_copy(update={"lr": 1e-5})})
+    train(lower, 21, 40, resumed=20).close("finished")
+    run, client = stored_run(config)
+    points = client.get_metric_history(run.info.run_id, "loss")
+    assert sorted(point.step for point in points) == sorted([*range(1, 31), *range(21, 41)])
+
+
 def test_what_a_killed_run_had_not_sent_yet_is_sent_when_it_goes_on(tmp_path: Path, monkeypatch):
     config = config_in(tmp_path)
     train(config, 1, 12).close("failed")

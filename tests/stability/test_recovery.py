@@ -162,7 +162,17 @@ def test_rollback_without_an_earlier_checkpoint_stops(stdlib_bytes: Path, tmp_pa
     cfg = tiny(stdlib_bytes, tmp_path, 1, *SHARED, *ROLLBACK, "checkpoint.interval=40")
     assert spawn(1, trained_with, BAD_BATCH, cfg)[0].status == "diverged"
     (event,) = [event for event in read_events(cfg.run_dir) if event["kind"] == "diverged"]
-    assert event["reason"].endswith("no checkpoint from before it")
+    assert event["reason"].endswith("no good checkpoint from before it")
+
+
+def test_rollback_with_damaged_checkpoints_only_stops(stdlib_bytes: Path, tmp_path: Path) -> None:
+    """Later ones, from after the batches that would be skipped, may be good."""
+    cfg = tiny(stdlib_bytes, tmp_path, 1, *SHARED, *ROLLBACK, "checkpoint.interval=15")
+    assert spawn(1, trained_with, BAD_BATCH, cfg, FAULT - 1)[0].status == "stopped"
+    shard = next((cfg.run_dir / "checkpoints" / "step-00000015").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    assert spawn(1, trained_with, BAD_BATCH, cfg)[0].status == "diverged"
+    assert read_events(cfg.run_dir)[-1]["reason"].endswith("no good checkpoint from before it")
 
 
 def test_too_many_skips_stop(stdlib_bytes: Path, tmp_path: Path) -> None:

@@ -134,8 +134,7 @@ class Checkpoints:
     def reach_back(self, updates: int) -> int | None:
         """The step of the newest good checkpoint of at most so many updates; None if there is none. Collective."""
         self.wait()
-        found = from_logging_rank(self._topology, lambda: store.newest_good(self._folder, at_most=updates))
-        return None if found is None else found[1].step
+        return from_logging_rank(self._topology, lambda: self._newest_good_step(updates))
 
     def roll_back(self, step: int) -> Resumed:
         """Delete the checkpoints above that of `step` and load it. Collective; waits for a save under way.
@@ -157,6 +156,13 @@ class Checkpoints:
         message = "; ".join([f"continued from {path.name}", *passed_over])
         val_loss = math.nan if manifest.val_loss is None else manifest.val_loss
         return Resumed(manifest.step, val_loss, manifest.journal, manifest.stability, message)
+
+    def _newest_good_step(self, at_most: int) -> int | None:
+        try:
+            found = store.newest_good(self._folder, at_most=at_most)
+        except CheckpointError:  # all of them are damaged: those after them may be good
+            return None
+        return None if found is None else found[1].step
 
     def _choose(self) -> tuple[Path, Manifest, list[str]] | None:
         """The newest good checkpoint, if this run can go on from it."""
