@@ -17,7 +17,8 @@ TINY = 1e-30  # a gradient of exactly 0 has a logarithm all the same
 WINDOW = 51
 FROZEN_FOR = 2  # successive measurements: a head may get no gradient from one batch
 SHARD_FACTOR = 10.0  # a head that gets no gradient stands still while those of other ranks grow
-LARGE = 10.0  # times the median over all matrices
+LARGE = 10.0  # times the median over all matrices, and the matrix's own latest measurements
+RECENT = 3
 SHARD_FACTOR_ALONE = 1e3  # without peers to compare with, only what training can not do
 BROKEN = 1e6  # stands for the logarithm of what is not finite: farther from any other than they are from each other
 LARGEST = 700.0  # logarithm of a number that fp64 holds
@@ -28,8 +29,9 @@ class MatrixGradient(Detector):
 
     In plain words: the gradient of one layer is out of proportion. Each matrix's log norm, less the median over all
     matrices, is compared with its own rolling median: what changes all gradients together is no alarm. Nor is a
-    gradient that only rises to what the others are: queries and keys get almost none until tokens differ (Noci et al.
-    2022). A model of one matrix has no others to compare it with.
+    gradient that only rises to what the others are, or past it step by step: queries and keys get almost none until
+    tokens differ (Noci et al. 2022), and more than the others for a while then. A model of one matrix has no others to
+    compare it with.
     """
 
     name = "gradient"
@@ -45,7 +47,9 @@ class MatrixGradient(Detector):
         share_M = log_M - np.median(log_M)
         if len(self._past) >= self._config.minimum:
             rise_M = share_M - np.median(np.array(self._past), axis=0)
-            rise_M = np.where(share_M > np.log(LARGE), rise_M, 0.0)
+            latest_M = np.max(np.array(list(self._past)[-RECENT:]), axis=0)
+            sudden_M = share_M > np.log(LARGE) + np.maximum(latest_M, 0.0)
+            rise_M = np.where(sudden_M, rise_M, 0.0)
             worst = int(np.argmax(rise_M))
             times = float(np.exp(min(rise_M[worst], LARGEST)))
             if times > self._config.factor:

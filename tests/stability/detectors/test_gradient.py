@@ -50,6 +50,16 @@ def test_a_matrix_whose_gradient_sets_in_is_no_alarm_until_it_is_larger_than_the
     assert [alarm.where["matrix"] for alarm in alarms_of(matrix(), measured(grad_norm=grad_SM[:31]))] == found
 
 
+def test_a_matrix_whose_gradient_passes_the_others_step_by_step_is_no_alarm() -> None:
+    """Keys of a healthy run: 4e-4 of the median at first, 26 times it in the 15th measurement."""
+    course = (0.022, 0.0011, 3e-4, 8e-4, 0.0015, 0.026, 0.063, 0.046, 0.076, 0.17, 0.28, 0.37, 0.86, 7.5, 26, 24, 15)
+    grad_SM = np.ones((len(course), 13))
+    grad_SM[:, 4] = course
+    assert alarms_of(matrix(), measured(grad_norm=grad_SM)) == []
+    grad_SM[13:, 4] *= 100
+    assert [alarm.step for alarm in alarms_of(matrix(), measured(grad_norm=grad_SM))] == [140]
+
+
 @pytest.mark.parametrize("at", [5, 30, 49])
 def test_a_matrix_out_of_proportion_is_named(at: int) -> None:
     grad_SM = gradients()
