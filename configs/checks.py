@@ -337,10 +337,10 @@ def _rollback(config: Config) -> Iterator[Problem]:
             ("checkpoint.interval",),
         )
     reach = (config.checkpoint.keep - 1) * config.checkpoint.interval
-    if asking is not None and 0 < config.checkpoint.interval and reach < policy["rollback_before"]:
+    if asking is not None and config.checkpoint.interval > 0 and reach < policy["rollback_before"]:
         yield Problem(
             "stability.policy.rollback_before",
-            f"must be at most {reach}: the {config.checkpoint.keep} checkpoints that are kept may reach no further back; "
+            f"must be at most {reach}, as far back as the {config.checkpoint.keep} checkpoints kept are sure to reach; "
             "raise checkpoint.keep or checkpoint.interval",
             policy["rollback_before"],
             ("checkpoint.keep", "checkpoint.interval"),

@@ -199,8 +199,9 @@ class MonitoringConfig(Section):
 EventKind = Literal[
     "alarm", "skip", "clip", "lower_lr", "rollback", "spike_record", "diverged", "failed", "stop", "resume", "restart",
     "checkpoint", "checkpoint_failed", "init_from", "pictures_failed", "metrics_damaged",
+    "tracking_error", "tracking_restored", "alert_failed",
 ]  # fmt: skip
-"""What a run writes to events.jsonl while it trains, but for what concerns tracking and alerts themselves."""
+"""What a run writes to events.jsonl while it trains."""
 
 
 class AlertsConfig(Section):

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from configs.atomic import write_atomically
-from monitoring.recorder import read_events
 
 OUTCOME = "outcome.json"
 
@@ -27,6 +26,8 @@ class Outcome:
         """From a `training.run.Summary`."""
         loss = summary.val_loss
         known = loss is not None and not math.isnan(loss)  # a run that stopped early may not have been evaluated yet
+        from monitoring.recorder import read_events  # brings numpy
+
         ends = [event["reason"] for event in read_events(run_dir) if event["kind"] == "diverged"]
         reason = ends[-1] if summary.status == "diverged" and ends else None
         return cls(summary.status, float(loss) if known else None, str(run_dir), reason)
