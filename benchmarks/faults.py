@@ -168,7 +168,8 @@ def run_case(folder: Path, case: Case) -> Outcome:
 
 def healthy(folder: Path, runs: int) -> Iterator[str]:
     """The alarms of runs without a fault, over recipes and seeds."""
-    recipes = (PRE_LN, SIGMA, ("model.qk_norm=true", "model.reparam.kind=none", "optimizer.lr=1e-3"))
+    qk_norm = ("model.qk_norm=true", "model.reparam.kind=none", "optimizer.lr=1e-3")
+    recipes = (PRE_LN, SIGMA, qk_norm, ("model.reparam.kind=sigma", "optimizer.lr=3e-2"))
     for number in range(runs):
         recipe = recipes[number % len(recipes)]
         seed = f"training.seed={number}"
