@@ -45,7 +45,7 @@ class History:
         self._arrays: dict[int, dict[str, NDArray[Any]]] = {}
         self._read: dict[int, int] = {}  # step of an array file -> when it was written, ns
         self._bad_files: set[int] = set()
-        self._tails = {name: Tail(run_dir / name) for name in (METRICS, EVENTS)}
+        self._tails = {METRICS: Tail(run_dir / METRICS), EVENTS: Tail(run_dir / EVENTS, texts=("kind", "reason"))}
 
     @property
     def unreadable(self) -> int:
@@ -131,10 +131,11 @@ class Tail:
     is another one than before (rewritten, shortened, deleted), so that what was read is void: iterate again.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, texts: tuple[str, ...] = ()) -> None:
+        """`texts`: what each line must have, besides a step."""
         self.began_again = False
         self.unreadable = 0
-        self._path = path
+        self._path, self._texts = path, texts
         self._offset = 0
         self._inode: int | None = None
 
@@ -169,7 +170,8 @@ class Tail:
             record = json.loads(line)
         except ValueError:
             record = None
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        is_line = isinstance(record, dict) and isinstance(record.get("step"), int)
+        if is_line and all(isinstance(record.get(key), str) for key in self._texts):
             return record
         self.unreadable += 1
         return None

@@ -29,6 +29,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from configs.atomic import write_atomically
+from configs.errors import DataError
 from configs.schema import Config
 from monitoring.recorder import json_line, parse_line
 
@@ -55,9 +56,12 @@ class Position:
 
     @staticmethod
     def read(run_dir: Path) -> "Position | None":
-        """None before the first delivery."""
+        """None before the first delivery. Raises: DataError if the file is not what `write` writes."""
         path = run_dir / FOLDER / POSITION
-        return Position(**json.loads(path.read_bytes())) if path.exists() else None
+        try:
+            return Position(**json.loads(path.read_bytes())) if path.exists() else None
+        except (ValueError, TypeError):
+            raise DataError(f"{path}: damaged; delete it, and what is spooled is compared with the store") from None
 
 
 class Spool:
@@ -98,7 +102,8 @@ def spool_path(run_dir: Path, attempt: int) -> Path:
 
 def attempts(run_dir: Path) -> list[int]:
     """The attempts whose spools are not delivered and done with, oldest first."""
-    return sorted(int(path.stem.removeprefix("spool-")) for path in (run_dir / FOLDER).glob("spool-*.jsonl"))
+    names = [path.stem.removeprefix("spool-") for path in (run_dir / FOLDER).glob("spool-*.jsonl")]
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def read_on(path: Path, offset: int) -> Iterator[tuple[Line, int]]:
@@ -168,8 +173,12 @@ def trains_otherwise(run_dir: Path, config: Config) -> bool:
 
 
 def read_config(run_dir: Path) -> Config:
-    """What `write_config` kept. Raises FileNotFoundError if no attempt was tracked."""
-    return Config.model_validate_json((run_dir / FOLDER / CONFIG).read_bytes())
+    """What `write_config` kept. Raises: FileNotFoundError if no attempt was tracked; DataError if it is damaged."""
+    path = run_dir / FOLDER / CONFIG
+    try:
+        return Config.model_validate_json(path.read_bytes())
+    except ValueError:
+        raise DataError(f"{path}: damaged; `steadytrain train` of the run writes it anew") from None
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -111,6 +111,8 @@ class Record:
             labels = {key.removeprefix(LABEL): arrays.pop(key) for key in list(arrays) if key.startswith(LABEL)}
             steps = {key.removesuffix(STEPS): arrays.pop(key) for key in list(arrays) if key.endswith(STEPS)}
             tracks = {name: Track(steps[name], values) for name, values in arrays.items()}
+            if not header["alarms"] or ("samples.id" in tracks and "batch" not in tracks):
+                raise ValueError("an alarm or the batches are missing")
             return cls(Header(**header), tracks, labels)
         except FileNotFoundError:
             raise DataError(f"{path}: no such record") from None

@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from configs.errors import DataError
 from monitoring.spool import (
+    CONFIG,
+    FOLDER,
+    POSITION,
     Position,
     Spool,
     attempts,
     count_waiting,
     last_words,
     numbers,
+    read_config,
     read_header,
     read_lines,
     read_on,
@@ -134,3 +139,16 @@ def test_last_words(tmp_path: Path):
     step, end = last_words(path)
     assert step == 5 and end is not None and end["end"] == "finished"
     assert numbers(end) == {}
+
+
+def test_a_damaged_folder_is_one_line_and_foreign_files_are_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / FOLDER
+    folder.mkdir()
+    (folder / "spool-abc.jsonl").write_text("not ours")
+    assert attempts(tmp_path) == []
+    (folder / POSITION).write_text("[1")
+    with pytest.raises(DataError, match=r"delivered.json: damaged"):
+        Position.read(tmp_path)
+    (folder / CONFIG).write_text("{}")
+    with pytest.raises(DataError, match=r"config.json: damaged"):
+        read_config(tmp_path)
