@@ -48,7 +48,11 @@ def slurm(slurm_session: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
 
 
 def _tidy_up(lab: Lab) -> None:
-    """Wait for idle nodes; from one that does not become idle (a process that will not die), the power is cut."""
+    """Wait for idle nodes; one that hangs is set down, which ends its jobs for Slurm, and its power is cut.
+
+    Slurm may lose a node's word that a job is over when the job was cancelled while it started: the node is then
+    "completing" for two minutes.
+    """
     for node in lab.nodes:
         if lab.state(node) not in UP:
             lab.start_node(node)
@@ -57,6 +61,7 @@ def _tidy_up(lab: Lab) -> None:
         time.sleep(0.1)
     for node in lab.nodes:
         if lab.state(node) != "idle":
+            lab.fail_node(node)
             lab.kill_node(node)
             lab.start_node(node)
     until(lambda: _all_idle(lab), 60, "all nodes are idle")

@@ -230,7 +230,7 @@ def buggy_checkout(folder: Path, line: str) -> Path:
 
 def test_edits_after_submission_do_not_reach_the_job(runs: Runs, tmp_path: Path) -> None:
     checkout = buggy_checkout(tmp_path / "checkout", "pass")
-    blocker = runs.lab.run("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 1000").strip()
+    blocker = runs.lab.run("sbatch", "--parsable", "--hold", "--output=/dev/null", "--wrap=true").strip()
     waiting = ("--tasks-per-node", "1", "--dependency", f"afterany:{blocker}")
     run = runs.submit("snapshot", STEPS, options=waiting, cwd=checkout)
     (checkout / "training" / "run.py").write_text("raise SystemExit(7)")
