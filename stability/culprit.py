@@ -77,7 +77,7 @@ def examine(record: Record, limit: int = 12) -> Examination:
     share = max(
         (_share(series, movement, findings) for series, movement in moved if series.name == "gradient"), default=0
     )
-    return Examination(findings, _conclude(record, findings, share) + _collapsed_before(record))
+    return Examination(findings, _collapsed_before(record) + _conclude(record, findings, share))
 
 
 def _collapsed_before(record: Record) -> str:
@@ -90,7 +90,7 @@ def _collapsed_before(record: Record) -> str:
     if not layers:
         return ""
     names = f"layer {layers[0]}" if len(layers) == 1 else f"layers {', '.join(map(str, layers))}"
-    return f" Heads of {names} had collapsed before the steps looked at: see `steadytrain watch`."
+    return f"Heads of {names} had collapsed before the steps looked at (see `steadytrain watch`). After that: "
 
 
 def _first_row(track: Track, record: Record) -> int:

@@ -1,11 +1,13 @@
 """What moved first, in records whose fault is known. Row i is step 101 + i; the alarm is at step 136, row 35."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from stability.culprit import examine
+from stability.record import Track
 from stability.series import MINIMUM, robust_z
 from tests.stability.records import MEASURED, PARAMETERS, record
 
@@ -185,3 +187,15 @@ def test_what_moved_is_not_what_later_values_are_compared_with() -> None:
     values_SN = np.r_[np.zeros(17), np.ones(15)][:, None]
     z_SN, expected_SN = robust_z(values_SN, 0.1)
     assert z_SN[17:, 0] == pytest.approx(10) and expected_SN[17:, 0] == pytest.approx(0)
+
+
+def test_what_had_collapsed_before_is_said_first() -> None:
+    """Layers that follow must not be taken for the first."""
+    it = record()
+    steps = np.arange(it.alarm.step - 60, it.alarm.step, 10)
+    ratio = np.full((len(steps), 2, 2), 0.9)
+    ratio[:, 0, 1] = 0.05
+    it.header.config["monitoring"]["record_steps"] = 64
+    it.header.config["stability"] = {"detectors": {"entropy": {"floor": 0.1}}}
+    seen = examine(replace(it, tracks={**it.tracks, "measured.entropy_ratio": Track(steps, ratio)}))
+    assert seen.conclusion.startswith("Heads of layer 0 had collapsed before the steps looked at")
