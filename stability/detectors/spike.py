@@ -12,7 +12,7 @@ from stability.detectors.base import Detector, Observation
 
 QUICK_WINDOW, QUICK_MINIMUM, QUICK_SIGMAS = 128, 64, 6.0
 """OLMo-core's rule for leaving out a step; it sees spikes while the long window still holds the steep first loss."""
-LEAST = math.log(10.0)  # of a gradient norm over its mean
+LEAST = math.log(20.0)  # of a gradient norm over its mean
 TINY = 1e-30  # a gradient norm of exactly 0 has a logarithm all the same
 
 
@@ -24,8 +24,8 @@ class Spike(Detector):
     skip rule (6 of the last 128). Their share of all steps is the run's spike score. A spike whose update the guard
     left out is a warning: nothing is broken.
     Gradient norms scatter by factors: by the rules as published, every third run of 500 steps whose norms are
-    log-normal with a sd of 0.5 has a spike. So it is their logarithm that is compared, and 10 times the mean is the
-    least that counts: a healthy small run has batches of 4 to 7 times the mean, 9 sd away even so.
+    log-normal with a sd of 0.5 has a spike. So it is their logarithm that is compared, and 20 times the mean is the
+    least that counts: healthy small runs have batches of 4 to 12 times the mean, 9 sd away even so.
     Sources: OLMo 2 (2024), section 3; OLMo-core, SkipStepOptimizer.
     """
 
