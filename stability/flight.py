@@ -119,10 +119,9 @@ class FlightRecorder:
         values = {"loss": loss, "grad_norm": grad_norm, "lr": lr, "seconds": seconds, "kept": kept, "batch": batch}
         self._steps.append((step, values))
 
-    def note_measurement(self, step: int, measurement: Measured | None) -> None:
-        """What the monitors saw at a step, on the logging rank; None elsewhere."""
-        if measurement is not None:
-            self._measured.append((step, measurement.arrays()))
+    def note_measurement(self, step: int, measurement: Measured) -> None:
+        """What the monitors saw at a step, the same on every rank."""
+        self._measured.append((step, measurement.arrays()))
 
     def rollback(self, step: int) -> None:
         """Forget the steps after `step`, which will be trained again; records that show them stay as they are."""

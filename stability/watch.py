@@ -5,6 +5,7 @@ Every rank has its own `Watch`, sees the same numbers and comes to the same answ
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,9 +150,9 @@ class Watch:
             self._recorded, self._complete_at = alarms, step + self._config.monitoring.zoom_steps
             path = self._write()
             if path is not None:
-                self._report(step, "spike_record", f"what led to it is in {path.name}", path=str(path.name))
+                self._report(step, "spike_record", f"what led to it is in {path.name}", path=path.name)
             if step >= self._complete_at:
                 self._recorded = []
 
-    def _write(self) -> Any:
+    def _write(self) -> Path | None:
         return self._flight.write(self._recorded)
