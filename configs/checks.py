@@ -10,6 +10,7 @@ from math import isqrt
 from configs.describe import either
 from configs.errors import ConfigError
 from configs.problems import Problem
+from configs.recipe_rules import recipe_problems
 from configs.schema import SINGLE_STAGE, Config
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
@@ -39,6 +40,7 @@ def check(config: Config) -> list[Problem]:
         *_rollback(config),
         *_judged(config),
         *_addresses(config),
+        *recipe_problems(config),
     ]
 
 

@@ -49,6 +49,26 @@ class ReparamConfig(Section):
     """Power iterations of a `power` start; from random vectors, 20 reach 98 % of sigma."""
 
 
+class ResidualConfig(Section):
+    kind: Literal["plain", "layerscale", "rezero", "depth", "deepnorm"] = "plain"
+    """What a residual branch is multiplied by: nothing, a learned vector (Touvron et al. 2021), a learned scalar that
+    starts at 0 (Bachlechner et al. 2021), or 1 / sqrt(layers) (Noci et al. 2022). `deepnorm` multiplies the stream by
+    (2 x layers)^(1/4) instead and divides the initial v, output and feed-forward weights by (8 x layers)^(1/4)
+    (Wang et al. 2022)."""
+    layerscale_init: float | None = Field(None, gt=0)
+    """Initial value of LayerScale; default: 0.1 up to 18 layers, 1e-5 up to 24, 1e-6 above."""
+
+
+class LowRankConfig(Section):
+    targets: tuple[Literal["q", "k", "v"], ...] = ()
+    """Projections that are products of two factors (MLRA, Chung et al. 2024)."""
+    rank: int | None = Field(None, ge=1)
+    """Inner width of the factors; default: hidden_size / 2, or per head hidden_size x head_size / (hidden_size +
+    head_size) rounded: both keep the number of parameters."""
+    per_head: bool = False
+    """Every head has both factors to itself; else all heads share the inner width."""
+
+
 class ModelConfig(Section):
     layers: int = Field(4, ge=1)
     """Decoder layers."""
@@ -62,8 +82,9 @@ class ModelConfig(Section):
     """Inner width of the feed-forward layer; default: 4 x hidden_size (GELU) or 8/3 x, rounded up to 64 (SwiGLU)."""
     norm: Literal["layernorm", "rmsnorm", "none"] = "layernorm"
     """Normalisation layer."""
-    norm_placement: Literal["pre", "post"] = "pre"
-    """`pre`: x + f(N(x)); `post`: N(x + f(x))."""
+    norm_placement: Literal["pre", "post", "peri", "reordered"] = "pre"
+    """`pre`: x + f(N(x)); `post`: N(x + f(x)); `peri`: x + N(f(N(x))) (Kim et al. 2025); `reordered`: x + N(f(x))
+    (OLMo 2)."""
     norm_eps: float = Field(1e-5, gt=0)
     """Epsilon of every normalisation layer."""
     positions: Literal["rope", "learned"] = "rope"
@@ -74,6 +95,16 @@ class ModelConfig(Section):
     """Feed-forward activation."""
     bias: bool = False
     """Biases in every linear of the blocks (and in LayerNorm)."""
+    residual: ResidualConfig = ResidualConfig()
+    """Scaling of the residual branches."""
+    embedding_scale: Literal["none", "sqrt_width"] = "none"
+    """`sqrt_width`: token embeddings are multiplied by sqrt(hidden_size) (Vaswani et al. 2017)."""
+    embedding_norm: bool = False
+    """Normalise the embedded tokens, positions included, before the first layer (Le Scao et al. 2022)."""
+    attention_softcap: float | None = Field(None, gt=0)
+    """Attention logits s become cap x tanh(s / cap) (Gemma 2 takes 50)."""
+    logit_softcap: float | None = Field(None, gt=0)
+    """The head's logits, the same (Gemma 2 takes 30)."""
     qk_norm: bool = False
     """Normalise queries and keys per head, before the rotary embedding."""
     tie_embeddings: bool = False
@@ -82,10 +113,15 @@ class ModelConfig(Section):
     """The vocabulary is padded to a multiple of this; padded rows are zero and masked out of the loss."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of the truncated-normal initial weights."""
+    init: Literal["normal", "xavier"] = "normal"
+    """`xavier`: linears of the blocks start with variance 2 / (in + out) instead of init_std^2 (Glorot and Bengio
+    2010)."""
     depth_scaled_init: bool = False
     """Divide the initial output projections by sqrt(2 x layers), as GPT-2 does."""
     reparam: ReparamConfig = ReparamConfig()
     """Spectral reparametrisation."""
+    low_rank: LowRankConfig = LowRankConfig()
+    """Low-rank attention projections."""
 
     @property
     def head_size(self) -> int:
@@ -94,6 +130,15 @@ class ModelConfig(Section):
     @property
     def key_value_heads(self) -> int:
         return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def low_rank_size(self) -> int:
+        """Inner width of low-rank projections, per head where each head has its own factors."""
+        if self.low_rank.rank is not None:
+            return self.low_rank.rank
+        if not self.low_rank.per_head:
+            return self.hidden_size // 2
+        return max(1, round(self.hidden_size * self.head_size / (self.hidden_size + self.head_size)))
 
     @property
     def inner_size(self) -> int:
@@ -149,6 +194,9 @@ class TrainingConfig(Section):
     """`full`: keep only each layer's input and recompute the layer in the backward pass."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the training loss (tp = 1 only)."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of mean(log^2 Z) in the training loss, Z the softmax's denominator (PaLM takes 1e-4); 0: off. It is in
+    the logged training loss and its gradients, never in the validation loss."""
     eval_interval: int = Field(100, ge=0)
     """Steps between evaluations on the validation split; 0: only after the last step."""
     eval_samples: int = Field(64, ge=1)
@@ -158,8 +206,10 @@ class TrainingConfig(Section):
 
 
 class OptimizerConfig(Section):
-    name: Literal["adamw"] = "adamw"
-    """Optimizer."""
+    name: Literal["adamw", "stable_adamw", "muon"] = "adamw"
+    """`stable_adamw`: AdamW whose learning rate is divided, tensor by tensor, by max(1, RMS(g / sqrt(v))) (Wortsman
+    et al. 2023). `muon`: orthogonalised momentum for the matrices of the blocks (Jordan et al. 2024; Liu et al. 2025),
+    AdamW for the rest."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -170,6 +220,12 @@ class OptimizerConfig(Section):
     """Decoupled weight decay of matrices; gamma, norms and biases have none."""
     clip: float = Field(1.0, ge=0)
     """Largest global gradient norm; 0: no clipping."""
+    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's (Nesterov) momentum."""
+    sam_rho: float = Field(0.0, ge=0)
+    """Radius of sharpness-aware minimisation (Foret et al. 2021), which doubles the cost of a step; 0: off."""
+    qk_clip: float = Field(0.0, ge=0)
+    """Largest attention logit that QK-Clip lets a head keep after an update (Kimi K2 takes 100); 0: off."""
 
 
 class ScheduleConfig(Section):

@@ -169,33 +169,3 @@ class Trace:
     grad_norms: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     parameters: dict[str, Tensor] = field(default_factory=dict)
-
-
-def train_dense(model: DenseDecoder, batches: list[tuple[Tensor, Tensor]]) -> Trace:
-    """Plain AdamW with plain clipping, one whole batch a step; gradients are kept for every step."""
-    optimizer_config = model.config.optimizer
-    decay = [p for p in model.parameters.values() if p.ndim >= 2]
-    rest = [p for p in model.parameters.values() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decay, "weight_decay": optimizer_config.weight_decay},
-            {"params": rest, "weight_decay": 0.0},
-        ],
-        lr=optimizer_config.lr,
-        betas=optimizer_config.betas,
-        eps=optimizer_config.eps,
-    )
-    trace = Trace()
-    for tokens, targets in batches:
-        optimizer.zero_grad()
-        loss = model.loss(tokens, targets)
-        loss.backward()
-        trace.losses.append(loss.item())
-        trace.gradients.append({name: p.grad.clone() for name, p in model.parameters.items()})  # type: ignore[union-attr]
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters.values(), optimizer_config.clip or float("inf"))
-        trace.grad_norms.append(norm.item())
-        optimizer.step()
-        for matrix in model.matrices:
-            matrix.state.iterate(model.parameters[matrix.weight][matrix.rows])
-    trace.parameters = {name: p.detach().clone() for name, p in model.parameters.items()}
-    return trace

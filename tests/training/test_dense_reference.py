@@ -5,7 +5,8 @@ import torch
 
 from tests.distributed import spawn
 from tests.layouts import config, dense_batches, dense_decoder, train_layout
-from tests.reference import Trace, train_dense
+from tests.reference import Trace
+from tests.reference_training import train_dense
 
 STEPS = 10
 SIGMA = {"reparam": {"kind": "sigma"}}

@@ -5,7 +5,7 @@ import torch
 
 from tests.distributed import spawn
 from tests.layouts import config, dense_batches, dense_decoder, train_layout
-from tests.reference import train_dense
+from tests.reference_training import train_dense
 from tests.training.test_dense_reference import cancellation
 
 # One rounding to bf16's 8 bits is 2^-9 = 2e-3; a gradient has gone through a few dozen: 2e-2 of its norm
