@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import model_validator
 
 from comparison.study import Study
 from configs.atomic import write_atomically
@@ -12,14 +13,18 @@ from configs.section import Section
 
 STUDY_FILE = "study.yaml"
 FAILURE = "failure.json"  # in a trial's run folder: exit code, last line of stderr, log
+STOPPED = "stopped.json"  # in the run folder of a trial that was stopped early: step, loss, initial_loss, rule, reason
 
 
 class TrialRecord(Section):
     """One planned trial and where it is, relative to the study folder."""
 
     recipe: str
+    shape: str = ""
+    """Name of the shape; empty where the study has none."""
     lr: float
     seed: int
+    steps: int
     run_dir: Path
     config: Path
 
@@ -32,13 +37,30 @@ class StudyRecord(Section):
     """The study file."""
     recipes: dict[str, dict[str, Any]]
     """Recipe name to the keys it sets; the first is the baseline."""
+    shapes: dict[str, dict[str, Any]] = {}
+    """Shape name to the keys it sets; empty where the study has none."""
     learning_rates: list[float]
     seeds: list[int]
+    budget: dict[str, float] = {}
+    """As given: {"tokens": n} or {"flops": n}; empty: the steps of the configurations."""
+    stopping: dict[str, Any] = {}
+    """The rule by which hopeless trials are stopped, as given; empty: none."""
     steps: int
+    """Of the base; a trial's own are in its record."""
     tracking_uri: str | None
     trials: list[TrialRecord]
     base: dict[str, Any]
     """The configuration all trials share."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_older_trials(cls, values: Any) -> Any:
+        """Records had no steps for each trial once: all trials ran the study's."""
+        if isinstance(values, dict) and isinstance(values.get("trials"), list):
+            older = [trial for trial in values["trials"] if isinstance(trial, dict) and "steps" not in trial]
+            for trial in older:
+                trial["steps"] = values.get("steps")
+        return values
 
 
 def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
@@ -48,6 +70,7 @@ def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
             recipe=trial.recipe,
             lr=trial.lr,
             seed=trial.seed,
+            steps=trial.config.training.steps,
             run_dir=trial.config.run_dir.relative_to(study.dir),
             config=trial_config(study, trial.config.run.name).relative_to(study.dir),
         )
