@@ -128,6 +128,24 @@ class SpectralReparam:
         self._write_effective()
 
     @torch.no_grad()
+    def follow(self) -> None:
+        """W and gamma were moved and will be moved back: sigma = sᵀ W r with s and r held, and W_hat. One all-reduce.
+
+        So a gradient taken there and pulled back is autograd's through the in-forward layer, u and v constant.
+        """
+        if self.matrices:
+            weights = [(matrix, matrix.oriented(matrix.layer.weight)) for matrix in self.matrices]
+            sigmas = torch.stack([matrix.split_s @ (weight_sr @ matrix.replicated_r) for matrix, weight_sr in weights])
+            self._all_reduce(sigmas)
+            for matrix, sigma in zip(self.matrices, torch.where(sigmas == 0, _eps(sigmas), sigmas), strict=True):
+                matrix.sigma.copy_(sigma)
+        self._write_effective()
+
+    def sigmas(self) -> list[Tensor]:
+        """The spectral norms of the reparametrised layers, as they keep them: what `follow` changes besides W_hat."""
+        return [layer.sigma for layer in self.layers if layer.reparametrised]
+
+    @torch.no_grad()
     def measure_plain(self, seed: int) -> None:
         """One power iteration on the matrices without sigmaReparam, for their `sigma`. One all-reduce.
 
@@ -145,7 +163,7 @@ class SpectralReparam:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """After W, gamma, u, v and sigma were loaded: write W_hat as the step that saved them did."""
+        """After W, gamma, u, v and sigma were loaded or put back: write W_hat as the step that left them did."""
         self._write_effective()
 
     def _iterate(self, matrices: Sequence[SpectralMatrix]) -> None:
