@@ -4,7 +4,7 @@ Shapes: B batch, H query heads of this rank, T sequence.
 """
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monitoring.entropy import attention_statistics
 from monitoring.gather import Labels
-from monitoring.parts import AttentionPart, AttentionProbe
+from monitoring.parts import AttentionPart, AttentionProbe, probed
 from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 
@@ -34,9 +34,10 @@ class HeadMonitor:
         self._attention = dict(layers)
         self._device = topology.device
         self._sums: dict[int, _Sums] = {}
-        heads = {
-            layer: attention.qkv.blocks["q"] // attention.head_size for layer, attention in self._attention.items()
-        }
+        heads = {}
+        for layer, attention in self._attention.items():
+            _, rows = attention.projection("q")
+            heads[layer] = (rows.stop - rows.start) // attention.head_size
         first = topology.tensor.rank
         labels = [(layer, first * count + head) for layer, count in heads.items() for head in range(count)]
         self._heads = heads
@@ -47,13 +48,10 @@ class HeadMonitor:
     def probing(self) -> Iterator[None]:
         """See the forward passes inside the block."""
         self._sums = {layer: self._start(heads) for layer, heads in self._heads.items()}
-        for layer, attention in self._attention.items():
-            attention.probe = self._probe(self._sums[layer])
-        try:
+        with ExitStack() as probes:
+            for layer, attention in self._attention.items():
+                probes.enter_context(probed(attention, self._probe(self._sums[layer])))
             yield
-        finally:
-            for attention in self._attention.values():
-                attention.probe = None
 
     def _start(self, heads: int) -> _Sums:
         zeros_H = torch.zeros(heads, dtype=torch.float64, device=self._device)

@@ -1,7 +1,8 @@
 """What monitoring needs of the parts of a model and of what trains it."""
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -15,11 +16,22 @@ AttentionProbe = Callable[[Tensor, Tensor, float], None]
 
 
 class AttentionPart(Protocol):
-    """An attention layer: where its heads are in `qkv`, and a place for a probe."""
+    """An attention layer: which rows make its heads, and a place for probes."""
 
-    qkv: ColumnParallelLinear
     head_size: int
-    probe: AttentionProbe | None
+    probes: list[AttentionProbe]
+
+    def projection(self, block: Literal["q", "k", "v"]) -> tuple[ColumnParallelLinear, slice]: ...
+
+
+@contextmanager
+def probed(attention: AttentionPart, probe: AttentionProbe) -> Iterator[None]:
+    """`probe` sees the forward passes inside the block, beside any other."""
+    attention.probes.append(probe)
+    try:
+        yield
+    finally:
+        attention.probes.remove(probe)
 
 
 class DecoderPart(Protocol):

@@ -58,7 +58,7 @@ class WeightMonitor:
         self._values: list[Piece] = []
         for layer, block in attention:
             self._heads += _query_heads(layer, block, tp_rank)
-            self._values.append(_piece((layer,), block.qkv, _value_rows(block)))
+            self._values.append(_piece((layer,), *block.projection("v")))
         self._gradients: list[Tensor] = []
         self._before: list[Tensor] = []
         labels = _labels(self._matrices)
@@ -130,14 +130,9 @@ def _piece(label: tuple[int, ...], layer: ShardedLinear, rows: slice) -> Piece:
 
 
 def _query_heads(layer: int, attention: AttentionPart, tp_rank: int) -> list[Piece]:
-    size = attention.head_size
-    count = attention.qkv.blocks["q"] // size
+    linear, rows = attention.projection("q")
+    starts = range(rows.start, rows.stop, attention.head_size)
     return [
-        _piece((layer, tp_rank * count + head), attention.qkv, slice(head * size, (head + 1) * size))
-        for head in range(count)
+        _piece((layer, tp_rank * len(starts) + head), linear, slice(start, start + attention.head_size))
+        for head, start in enumerate(starts)
     ]
-
-
-def _value_rows(attention: AttentionPart) -> slice:
-    rows = attention.qkv.weight.shape[0]
-    return slice(rows - attention.qkv.blocks["v"], rows)

@@ -7,7 +7,7 @@ Between two optimizer steps a reparametrised layer is an ordinary linear layer: 
 Shapes: I in-features, O out-features, O_r and I_r this rank's share of them, K matrices packed in one weight.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,18 +118,20 @@ class ColumnParallelLinear(ShardedLinear):
         blocks: dict[str, int],
         spec: LinearSpec,
         *,
-        std: float,
+        std: float | Mapping[str, float],
         matrices: Sequence[Sequence[str]] | None = None,
         live_rows: int | None = None,
     ) -> None:
-        """`live_rows`: rows of W beyond this one start (and stay) at zero: the padding of a vocabulary."""
+        """`std` of the initial weights: one for all blocks, or one for each. `live_rows`: rows of W beyond this one
+        start (and stay) at zero: the padding of a vocabulary.
+        """
         matrices = matrices or [[block] for block in blocks]
         assert [block for matrix in matrices for block in matrix] == list(blocks)
+        stds = std if isinstance(std, Mapping) else dict.fromkeys(blocks, std)
         parts = {}
         for block, out_features in blocks.items():
-            full_OI = truncated_normal(
-                (out_features, in_features), std, seed_for(spec.seed, "init", f"{name}.{block}"), spec.master_dtype
-            )
+            seed = seed_for(spec.seed, "init", f"{name}.{block}")
+            full_OI = truncated_normal((out_features, in_features), stds[block], seed, spec.master_dtype)
             if live_rows is not None:
                 full_OI[live_rows:] = 0
             parts[block] = full_OI[spec.tp.share(out_features)]

@@ -42,6 +42,14 @@ def leave(x: Tensor, tp: TensorParallel) -> Tensor:
     return mappings.reduce_from_tensor_model_parallel_region(x.contiguous(), group=tp.group)
 
 
+def gather_features(x: Tensor, tp: TensorParallel) -> Tensor:
+    """Each rank's share (..., f) of the features becomes all of them, (..., f tp), on every rank.
+
+    Backward adds up what the ranks say of every feature and leaves each rank its share.
+    """
+    return x if tp.size == 1 else _GatherFeatures.apply(x, tp.group)
+
+
 def _all_gather(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """(B, t, D) of every rank -> (B, T, D)."""
     size = group.size()
@@ -79,3 +87,21 @@ class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return _all_gather(grad, ctx.group), None
+
+
+class _GatherFeatures(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        size = group.size()
+        parts = x.new_empty(size * x.shape[0], *x.shape[1:])
+        dist.all_gather_into_tensor(parts, x.contiguous(), group=group)
+        return parts.unflatten(0, (size, -1)).movedim(0, -2).flatten(-2)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        size = ctx.group.size()
+        parts = grad.unflatten(-1, (size, -1)).movedim(-2, 0).flatten(0, 1).contiguous()
+        share = parts.new_empty(parts.shape[0] // size, *parts.shape[1:])
+        dist.reduce_scatter_tensor(share, parts, group=ctx.group)
+        return share, None

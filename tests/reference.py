@@ -78,11 +78,38 @@ class DenseDecoder:
         """Sizes of the matrices packed in a weight."""
         model, total = self.config.model, self.parameters[name].shape[0]
         q, kv = model.heads * model.head_size, model.key_value_heads * model.head_size
+        if model.low_rank.targets and name.endswith(("qkv.weight", "low_rank.weight")):
+            return list(self.projection_rows(low_rank=name.endswith("low_rank.weight")).values())
         if name.endswith("qkv.weight"):
             return {"separate": [q, kv, kv], "qk+v": [q + kv, kv], "qkv": [q + 2 * kv]}[model.reparam.qkv]
         if name.endswith("gate_up.weight") and model.reparam.gate_up == "separate":
             return [total // 2, total // 2]
         return [total]
+
+    def projection_rows(self, *, low_rank: bool) -> dict[str, int]:
+        """Rows of each projection in the weight `qkv`, or in `low_rank`, which has the second factors only."""
+        model = self.config.model
+        heads = {"q": model.heads, "k": model.key_value_heads, "v": model.key_value_heads}
+        targets, inner = model.low_rank.targets, model.low_rank_size
+        if low_rank:
+            return {name: count * model.head_size for name, count in heads.items() if name in targets}
+        each = {name: inner * count if model.low_rank.per_head else inner for name, count in heads.items()}
+        return {name: each[name] if name in targets else count * model.head_size for name, count in heads.items()}
+
+    def low_rank(self, x_BTD: Tensor, name: str) -> list[Tensor]:
+        """Queries, keys and values; a low-rank one by its whole matrix B A, which is made first."""
+        model, sizes = self.config.model, self.projection_rows(low_rank=True)
+        first = self.weight(f"{name}.qkv.weight").split(list(self.projection_rows(low_rank=False).values()))
+        second = self.weight(f"{name}.low_rank.weight").split(list(sizes.values()))
+        matrices = dict(zip("qkv", first, strict=True))
+        for target, outer in zip(sizes, second, strict=True):
+            inner = matrices[target]
+            if model.low_rank.per_head:
+                heads = zip(outer.split(model.head_size), inner.split(model.low_rank_size), strict=True)
+                matrices[target] = torch.cat([b @ a for b, a in heads])
+            else:
+                matrices[target] = outer @ inner
+        return [F.linear(x_BTD, matrix) for matrix in matrices.values()]
 
     def weight(self, name: str) -> Tensor:
         """The weight the layer multiplies by: W, or W_hat differentiable in W and gamma."""
@@ -113,7 +140,10 @@ class DenseDecoder:
     def attention(self, x_BTD: Tensor, name: str) -> Tensor:
         model = self.config.model
         K, H, G = model.head_size, model.heads, model.key_value_heads
-        q, k, v = self.linear(x_BTD, f"{name}.qkv").split([H * K, G * K, G * K], dim=-1)
+        if model.low_rank.targets:
+            q, k, v = self.low_rank(x_BTD, name)
+        else:
+            q, k, v = self.linear(x_BTD, f"{name}.qkv").split([H * K, G * K, G * K], dim=-1)
         B, T, _ = x_BTD.shape
         q, k, v = (part.view(B, T, -1, K).transpose(1, 2) for part in (q, k, v))
         q, k = self.norm(q, f"{name}.q_norm"), self.norm(k, f"{name}.k_norm")
