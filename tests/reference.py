@@ -62,6 +62,8 @@ class DenseDecoder:
     vocab_size: int
     parameters: dict[str, nn.Parameter]
     matrices: list[Matrix] = field(default_factory=list)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    """Masked logits of the last forward pass, by attention layer."""
 
     def __post_init__(self) -> None:
         for name in sorted(n for n in self.parameters if n.endswith(".gamma")):
@@ -152,6 +154,7 @@ class DenseDecoder:
         k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
         scores = q @ k.transpose(-1, -2) / K**0.5
         scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
+        self.scores[name] = scores.detach()
         return self.linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, H * K), f"{name}.output")
 
     def rotate(self, x: Tensor) -> Tensor:

@@ -200,7 +200,7 @@ def operations(cfg: Config, monitored: bool) -> list[list[str]]:
         logs.append(log.operations)
     for chunk in run.trainer.chunks:
         assert chunk.layer_probe is chunk.logits_probe is None
-        assert all(attention.probe is None for _, attention in chunk.attention_layers())
+        assert all(not attention.probes for _, attention in chunk.attention_layers())
     return logs
 
 
