@@ -13,6 +13,8 @@ from configs.schema import ModelConfig
 from model.attention import Attention
 from model.feedforward import GeluFeedForward, SwigluFeedForward
 from model.norm import build_norm
+from model.residual import build_residual
+from model.softcap import softcap
 from parallel.embedding import LearnedPositions, VocabParallelEmbedding, count_rows
 from parallel.linear import ColumnParallelLinear, LinearSpec
 from parallel.recompute import recompute_context
@@ -26,24 +28,30 @@ LogitsProbe = Callable[[Tensor], None]
 
 
 class DecoderLayer(nn.Module):
-    """x + f(N(x)) for attention and feed-forward (pre), or N(x + f(x)) (post): (B, t, D) -> (B, t, D)."""
+    """Attention, then feed-forward, each of them f in one of the norm placements: (B, t, D) -> (B, t, D).
+
+    pre x + f(N(x)); post N(x + f(x)); peri x + N(f(N(x))); reordered x + N(f(x)), where + is `build_residual`'s.
+    """
 
     def __init__(self, name: str, config: ModelConfig, length: int, spec: LinearSpec) -> None:
         super().__init__()
-        self.pre = config.norm_placement == "pre"
-        output_std = config.init_std / (2 * config.layers) ** 0.5 if config.depth_scaled_init else config.init_std
-        self.attention = Attention(f"{name}.attention", config, length, spec, output_std=output_std)
+        self.post = config.norm_placement == "post"
+        self.attention = Attention(f"{name}.attention", config, length, spec)
         feedforward = SwigluFeedForward if config.activation == "swiglu" else GeluFeedForward
-        self.feedforward = feedforward(f"{name}.feedforward", config, spec, output_std=output_std)
-        self.attention_norm = _residual_norm(config, spec)
-        self.feedforward_norm = _residual_norm(config, spec)
+        self.feedforward = feedforward(f"{name}.feedforward", config, spec)
+        self.attention_norm, self.attention_output_norm = _sublayer_norms(config, spec)
+        self.feedforward_norm, self.feedforward_output_norm = _sublayer_norms(config, spec)
+        self.attention_residual = build_residual(config, spec.tp)
+        self.feedforward_residual = build_residual(config, spec.tp)
 
     def forward(self, x_BtD: Tensor) -> Tensor:
-        if self.pre:
-            x_BtD = x_BtD + self.attention(self.attention_norm(x_BtD))
-            return x_BtD + self.feedforward(self.feedforward_norm(x_BtD))
-        x_BtD = self.attention_norm(x_BtD + self.attention(x_BtD))
-        return self.feedforward_norm(x_BtD + self.feedforward(x_BtD))
+        if self.post:
+            x_BtD = self.attention_norm(self.attention_residual(x_BtD, self.attention(x_BtD)))
+            return self.feedforward_norm(self.feedforward_residual(x_BtD, self.feedforward(x_BtD)))
+        y_BtD = self.attention_output_norm(self.attention(self.attention_norm(x_BtD)))
+        x_BtD = self.attention_residual(x_BtD, y_BtD)
+        y_BtD = self.feedforward_output_norm(self.feedforward(self.feedforward_norm(x_BtD)))
+        return self.feedforward_residual(x_BtD, y_BtD)
 
 
 class Decoder(nn.Module):
@@ -75,16 +83,20 @@ class Decoder(nn.Module):
         self.layer_probe: LayerProbe | None = None
         self.logits_probe: LogitsProbe | None = None
         self.tp = spec.tp
-        self.embedding = self.positions = self.final_norm = self.head = None
+        self.embedding_scale = width**0.5 if config.embedding_scale == "sqrt_width" else 1.0
+        self.logit_softcap = config.logit_softcap
+        self.embedding = self.positions = self.embedding_norm = self.final_norm = self.head = None
         if layers[0] == 0:
             self.embedding = VocabParallelEmbedding("embedding", rows, width, plain, std=std, live_rows=vocab_size)
             if config.positions == "learned":
                 self.positions = LearnedPositions("positions", length, width, plain, std=std)
+            if config.embedding_norm:
+                self.embedding_norm = _residual_norm(config, spec)
         self.layers = nn.ModuleDict({str(i): DecoderLayer(f"layers.{i}", config, length, spec) for i in layers})
         self.is_last = layers[-1] == config.layers - 1
         if not self.is_last:
             return
-        if config.norm_placement == "pre" and config.norm != "none":
+        if config.norm_placement != "post" and config.norm != "none":
             self.final_norm = _residual_norm(config, spec)
         if not config.tie_embeddings:
             head_spec = spec if config.reparam.head else plain
@@ -98,9 +110,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.embedding is not None:
-            x = self.embedding(x)
-        if self.positions is not None:
-            x = self.positions(x)
+            x = self._embed(x)
         for index, layer in self.layers.items():
             if self.recompute and torch.is_grad_enabled():
                 # Nothing in a layer is random: no generator's state to copy from the device and back.
@@ -118,11 +128,30 @@ class Decoder(nn.Module):
             self.logits_probe(logits)
         return logits
 
+    def _embed(self, tokens_BT: Tensor) -> Tensor:
+        assert self.embedding is not None
+        x_BtD = self.embedding(tokens_BT)
+        if self.embedding_scale != 1:
+            x_BtD = x_BtD * self.embedding_scale
+        if self.positions is not None:
+            x_BtD = self.positions(x_BtD)
+        return x_BtD if self.embedding_norm is None else self.embedding_norm(x_BtD)
+
     def _logits(self, x_BtD: Tensor) -> Tensor:
         if self.head is not None:
-            return self.head(x_BtD)
-        assert self.embedding is not None, "a tied head needs the embedding on the same stage"
-        return nn.functional.linear(enter(x_BtD, self.tp), self.embedding.weight.to(x_BtD.dtype))
+            logits_BTV = self.head(x_BtD)
+        else:
+            assert self.embedding is not None, "a tied head needs the embedding on the same stage"
+            logits_BTV = nn.functional.linear(enter(x_BtD, self.tp), self.embedding.weight.to(x_BtD.dtype))
+        return logits_BTV if self.logit_softcap is None else softcap(logits_BTV, self.logit_softcap)
+
+
+def _sublayer_norms(config: ModelConfig, spec: LinearSpec) -> tuple[nn.Module, nn.Module]:
+    """The norm before a sublayer (post: after its sum), and the one on its output."""
+    placement = config.norm_placement
+    norm = nn.Identity() if placement == "reordered" else _residual_norm(config, spec)
+    output_norm = _residual_norm(config, spec) if placement in ("peri", "reordered") else nn.Identity()
+    return norm, output_norm
 
 
 def _residual_norm(config: ModelConfig, spec: LinearSpec) -> nn.Module:

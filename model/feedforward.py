@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig
+from model.initial import initial_std
 from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear
 
 MATRICES = {"separate": (("gate",), ("up",)), "fused": (("gate", "up"),)}
@@ -15,11 +16,12 @@ MATRICES = {"separate": (("gate",), ("up",)), "fused": (("gate", "up"),)}
 class GeluFeedForward(nn.Module):
     """GELU(x W_upᵀ) W_downᵀ: (B, t, D) -> (B, t, D)."""
 
-    def __init__(self, name: str, config: ModelConfig, spec: LinearSpec, *, output_std: float) -> None:
+    def __init__(self, name: str, config: ModelConfig, spec: LinearSpec) -> None:
         super().__init__()
         inner, hidden = config.inner_size, config.hidden_size
-        self.up = ColumnParallelLinear(f"{name}.up", hidden, {"up": inner}, spec, std=config.init_std)
-        self.down = RowParallelLinear(f"{name}.down", inner, hidden, spec, std=output_std)
+        up_std, down_std = initial_std(config, "up", hidden, inner), initial_std(config, "down", inner, hidden)
+        self.up = ColumnParallelLinear(f"{name}.up", hidden, {"up": inner}, spec, std=up_std)
+        self.down = RowParallelLinear(f"{name}.down", inner, hidden, spec, std=down_std)
 
     def forward(self, x_BtD: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x_BtD)))
@@ -28,18 +30,19 @@ class GeluFeedForward(nn.Module):
 class SwigluFeedForward(nn.Module):
     """(silu(x W_gateᵀ) * x W_upᵀ) W_downᵀ: (B, t, D) -> (B, t, D). Source: Shazeer 2020."""
 
-    def __init__(self, name: str, config: ModelConfig, spec: LinearSpec, *, output_std: float) -> None:
+    def __init__(self, name: str, config: ModelConfig, spec: LinearSpec) -> None:
         super().__init__()
         inner, hidden = config.inner_size, config.hidden_size
+        up_std, down_std = initial_std(config, "up", hidden, inner), initial_std(config, "down", inner, hidden)
         self.gate_up = ColumnParallelLinear(
             f"{name}.gate_up",
             hidden,
             {"gate": inner, "up": inner},
             spec,
-            std=config.init_std,
+            std=up_std,
             matrices=MATRICES[config.reparam.gate_up],
         )
-        self.down = RowParallelLinear(f"{name}.down", inner, hidden, spec, std=output_std)
+        self.down = RowParallelLinear(f"{name}.down", inner, hidden, spec, std=down_std)
 
     def forward(self, x_BtD: Tensor) -> Tensor:
         gate_BTF, up_BTF = self.gate_up(x_BtD).chunk(2, dim=-1)
