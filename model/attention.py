@@ -5,12 +5,14 @@ G key/value heads of this rank, K head size.
 """
 
 from collections.abc import Callable
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.schema import ModelConfig
 from model.initial import initial_std
+from model.low_rank import LowRankHeads, factor_std, inner_features
 from model.norm import build_norm
 from model.rotary import RotaryEmbedding
 from model.softcap import capped_attention
@@ -19,6 +21,7 @@ from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear
 AttentionProbe = Callable[[Tensor, Tensor, float], None]
 """Sees (q_BHTK, k_BGTK, scale) of a forward pass, after norms and rotary embedding."""
 
+Projection = Literal["q", "k", "v"]
 MATRICES = {"separate": (("q",), ("k",), ("v",)), "qk+v": (("q", "k"), ("v",)), "qkv": (("q", "k", "v"),)}
 
 
@@ -33,11 +36,17 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         self.scale = self.head_size**-0.5
         self.softcap = config.attention_softcap
-        self.probe: AttentionProbe | None = None
-        heads = {"q": config.heads, "k": config.key_value_heads, "v": config.key_value_heads}
+        self.probes: list[AttentionProbe] = []
+        heads: dict[Projection, int] = {"q": config.heads, "k": config.key_value_heads, "v": config.key_value_heads}
         sizes = {block: count * self.head_size for block, count in heads.items()}
         width = config.hidden_size
         stds = {block: initial_std(config, block, width, size) for block, size in sizes.items()}
+        self.low_rank: LowRankHeads | None = None
+        if config.low_rank.targets:
+            self.low_rank = LowRankHeads(f"{name}.low_rank", config, heads, spec, stds)
+            for block in self.low_rank.blocks:
+                sizes[block] = inner_features(config, heads[block])
+                stds[block] = factor_std(config, stds[block])
         self.qkv = ColumnParallelLinear(
             f"{name}.qkv", config.hidden_size, sizes, spec, std=stds, matrices=MATRICES[config.reparam.qkv]
         )
@@ -53,13 +62,26 @@ class Attention(nn.Module):
         rotary = config.positions == "rope"
         self.rotary = RotaryEmbedding(self.head_size, length, config.rope_theta) if rotary else nn.Identity()
 
+    def projection(self, block: Projection) -> tuple[ColumnParallelLinear, slice]:
+        """The layer whose rows are the heads of a projection, and this rank's rows of it: K for each head, in order.
+
+        Of a low-rank projection that is the factor next to the heads.
+        """
+        layer = self.low_rank if self.low_rank is not None and block in self.low_rank.blocks else self.qkv
+        names = list(layer.blocks)
+        first = sum(layer.blocks[name] for name in names[: names.index(block)])
+        return layer, slice(first, first + layer.blocks[block])
+
     def forward(self, x_BtD: Tensor) -> Tensor:
         qkv = self.qkv(x_BtD).split(list(self.qkv.blocks.values()), dim=-1)
+        if self.low_rank is not None:
+            parts = dict(zip(self.qkv.blocks, qkv, strict=True))
+            qkv = (parts | self.low_rank(parts)).values()
         q_BHTK, k_BGTK, v_BGTK = (part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in qkv)
         q_BHTK = self.rotary(self.q_norm(q_BHTK))
         k_BGTK = self.rotary(self.k_norm(k_BGTK))
-        if self.probe is not None:
-            self.probe(q_BHTK, k_BGTK, self.scale)
+        for probe in self.probes:
+            probe(q_BHTK, k_BGTK, self.scale)
         return self.output(self._attend(q_BHTK, k_BGTK, v_BGTK).transpose(1, 2).flatten(2))
 
     def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
