@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from comparison.study import Study
 from configs.atomic import write_atomically
@@ -37,14 +37,14 @@ class StudyRecord(Section):
     """The study file."""
     recipes: dict[str, dict[str, Any]]
     """Recipe name to the keys it sets; the first is the baseline."""
-    shapes: dict[str, dict[str, Any]] = {}
+    shapes: dict[str, dict[str, Any]] = Field({})
     """Shape name to the keys it sets; empty where the study has none."""
     learning_rates: list[float]
     seeds: list[int]
-    budget: dict[str, float] = {}
+    budget: dict[str, float] = Field({})
     """As given: {"tokens": n} or {"flops": n}; empty: the steps of the configurations."""
-    stopping: dict[str, Any] = {}
-    """The rule by which hopeless trials are stopped, as given; empty: none."""
+    stopping: dict[str, Any] = Field({})
+    """The rule by which hopeless trials are stopped, as given with its defaults; empty: none."""
     steps: int
     """Of the base; a trial's own are in its record."""
     tracking_uri: str | None
@@ -68,6 +68,7 @@ def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
     trials = [
         TrialRecord(
             recipe=trial.recipe,
+            shape=trial.shape,
             lr=trial.lr,
             seed=trial.seed,
             steps=trial.config.training.steps,
@@ -80,8 +81,11 @@ def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
         name=study.name,
         source=study.path,
         recipes=study.recipes,
+        shapes=study.shapes,
         learning_rates=study.learning_rates,
         seeds=study.seeds,
+        budget=study.budget.model_dump(exclude_none=True) if study.budget else {},
+        stopping=study.stopping.model_dump(exclude_none=True) if study.stopping else {},
         steps=study.base.training.steps,
         tracking_uri=tracking_uri,
         trials=trials,

@@ -1,68 +1,35 @@
-"""A study file, and the trials it stands for: recipe x learning rate x seed, each a complete `Config`.
+"""A study and the trials it stands for: recipe x shape x learning rate x seed, each a complete `Config`.
 
-Trials are paired. All trials of one seed share `training.seed`, so sample k of step s is the same text for every recipe
-and learning rate, and every parameter that has the same name and shape in two recipes starts from the same values
-(initial weights are drawn per parameter from (seed, name)). What a recipe adds (gamma, QK-norm gains) has no partner.
-Losses of one seed may therefore be compared directly; seeds are the unit of repetition.
+Trials are paired. All trials of one seed share `training.seed`, so sample k of step s is the same text for every
+recipe and learning rate, and for every shape with the same batch and sequence length; and every parameter that has the
+same name and shape in two recipes starts from the same values (initial weights are drawn per parameter from (seed,
+name)). What a recipe adds (gamma, QK-norm gains) has no partner. Losses of one seed may therefore be compared directly;
+seeds are the unit of repetition.
 """
 
-import json
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError, field_validator
-
+from comparison.budget import steps_within
+from comparison.layers import Layer, command_line, load_layers, read_layer, refuse
+from comparison.study_file import Budget, StoppingRule, StudyFile, parse
 from configs.describe import shown
 from configs.errors import ConfigError
-from configs.files import COMMAND_LINE, read
+from configs.files import read
 from configs.flatten import flatten
-from configs.load import load
 from configs.schema import Config
-from configs.section import Section
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-ALLOWED = {
-    "name": "must start with a letter or digit and go on with letters, digits, '.', '_', '+' or '-'",
-    "base": "must be the path of a complete configuration, relative to the study file",
-    "overrides": "must be sections as in a configuration",
-    "recipes": "must map at least one name (letters, digits, '.', '_', '+', '-') to a YAML file or to sections",
-    "learning_rates": "must be a list of different numbers > 0",
-    "seeds": "must be a list of different whole numbers >= 0",
-}
 
 SET_BY_STUDY = {
     "optimizer.lr": "a study takes it from learning_rates",
     "training.seed": "a study takes it from seeds",
     "run.name": "a study names its trials",
 }
-
-
-class StudyFile(Section):
-    """What a study's YAML file may say; paths are relative to the file."""
-
-    name: Name
-    """Name of the study; its folder is `<run.dir of the base>/<name>`."""
-    base: Path
-    """Complete configuration that every trial starts from."""
-    overrides: dict[str, Any] = Field({})
-    """Sections and keys that replace the base's, for all recipes."""
-    recipes: dict[Name, Path | dict[str, Any]] = Field(min_length=1)
-    """Recipe by name: a YAML file of sections, or the sections themselves. The first is the baseline."""
-    learning_rates: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
-    """Values of `optimizer.lr`."""
-    seeds: list[Annotated[int, Field(ge=0)]] = Field([0], min_length=1)
-    """Values of `training.seed`."""
-
-    @field_validator("learning_rates", "seeds")
-    @classmethod
-    def _sorted_and_distinct(cls, values: list[float]) -> list[float]:
-        if len(set(values)) < len(values):
-            raise ValueError("each value may occur once")
-        return sorted(values)
+SET_BY_BUDGET = {"training.steps": "the study's budget sets it"}
+NO_SHAPE = ""
+ENDLESS = 10**12  # steps: no schedule is too long for it
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +37,22 @@ class Trial:
     """One run of a study; compared and hashed by identity."""
 
     recipe: str
+    shape: str
+    """Empty where the study has no shapes."""
     lr: float
     seed: int
     config: Config
 
     @property
     def label(self) -> str:
-        return f"{self.recipe}  lr {format_lr(self.lr)}  seed {self.seed}"
+        shape = f"  {self.shape}" if self.shape else ""
+        return f"{self.recipe}{shape}  lr {format_lr(self.lr)}  seed {self.seed}"
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens, from the first step to the last."""
+        training = self.config.training
+        return training.steps * training.global_batch_size * training.sequence_length
 
     def tracked_under(self, uri: str | None, parent_run_id: str | None) -> "Trial":
         """The same trial, its MLflow run a child of the study's."""
@@ -91,12 +67,16 @@ class Study:
     name: str
     path: Path
     dir: Path
-    """Study folder: `<run.dir>/<name>`, with `trials/<recipe>/lr-<lr>/seed-<seed>/` below it."""
+    """Study folder: `<run.dir>/<name>`, with `trials/<recipe>[/<shape>]/lr-<lr>/seed-<seed>/` below it."""
     base: Config
     recipes: dict[str, dict[str, Any]]
     """Recipe name to the dotted keys it sets."""
+    shapes: dict[str, dict[str, Any]]
+    """Shape name to the dotted keys it sets; empty where the study has none."""
     learning_rates: list[float]
     seeds: list[int]
+    budget: Budget | None
+    stopping: StoppingRule | None
     trials: list[Trial]
 
 
@@ -104,28 +84,35 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study file and resolve its trials, those of one seed and learning rate side by side.
 
     `overrides` are `key.sub=value` strings applied to every trial last, before learning rate and seed.
-    Raises: ConfigError for a file that is missing, not YAML, or wrong in any key, and for a recipe that does not fit.
+    Raises: ConfigError for a file that is missing, not YAML, or wrong in any key, and for a recipe or shape that does
+    not fit; DataError where a budget in FLOPs needs data that are not there.
     """
     draft = read(path)
-    file = _parse(draft.path, draft.values)
+    file = parse(draft.path, draft.values)
     _refuse_shared_folders(draft.path, file.learning_rates)
-    recipes = {name: _recipe(path, name, recipe) for name, recipe in file.recipes.items()}
+    recipes = {name: read_layer(path, f"recipes.{name}", recipe) for name, recipe in file.recipes.items()}
+    shapes = {name: read_layer(path, f"shapes.{name}", shape) for name, shape in file.shapes.items()}
     shared = Layer(f"{draft.path}: overrides", dict(flatten(file.overrides)))
-    given = Layer(COMMAND_LINE, {text.partition("=")[0]: None for text in overrides})
-    for layer in (shared, *recipes.values(), given):
-        _refuse_what_the_study_sets(layer)
-    base_path = path.parent / file.base
-    base = _load(base_path, [shared], overrides)
+    for layer in (shared, *recipes.values(), *shapes.values(), command_line(overrides)):
+        refuse(layer, SET_BY_STUDY if file.budget is None else SET_BY_STUDY | SET_BY_BUDGET)
+    _refuse_ambiguous(recipes, shapes)
+    endless = _steps(draft.path, ENDLESS) if file.budget is not None else None
+    base = load_layers(path.parent / file.base, [shared], overrides, endless)
     study_dir = base.run.dir / file.name
-    trials = []
-    for seed in file.seeds:
-        for lr in file.learning_rates:
-            for name, recipe in recipes.items():
-                run = {"run.dir": str(study_dir / "trials"), "run.name": f"{name}/lr-{format_lr(lr)}/seed-{seed}"}
-                own = Layer(draft.path, {"optimizer.lr": lr, "training.seed": seed, **run})
-                trials.append(Trial(name, lr, seed, _load(base_path, [shared, recipe], overrides, own)))
-    settings = {name: recipe.values for name, recipe in recipes.items()}
-    return Study(file.name, path, study_dir, base, settings, file.learning_rates, file.seeds, trials)
+    builder = _Builder(draft.path, file, path.parent / file.base, study_dir, shared, overrides)
+    return Study(
+        name=file.name,
+        path=path,
+        dir=study_dir,
+        base=base if file.budget is None else _with_steps(base, steps_within(file.budget, base)),
+        recipes={name: recipe.values for name, recipe in recipes.items()},
+        shapes={name: shape.values for name, shape in shapes.items()},
+        learning_rates=file.learning_rates,
+        seeds=file.seeds,
+        budget=file.budget,
+        stopping=file.stopping,
+        trials=list(builder.trials(recipes, shapes)),
+    )
 
 
 def format_lr(lr: float) -> str:
@@ -135,21 +122,64 @@ def format_lr(lr: float) -> str:
 
 
 @dataclass(frozen=True)
-class Layer:
-    """Dotted keys with their values, and where they were written."""
+class _Builder:
+    """Makes the trials of one study file."""
 
     origin: str
-    values: dict[str, Any]
+    file: StudyFile
+    base: Path
+    study_dir: Path
+    shared: Layer
+    overrides: Sequence[str]
 
-    @property
-    def assignments(self) -> list[str]:
-        return [f"{key}={json.dumps(value)}" for key, value in self.values.items()]  # JSON is YAML
+    def trials(self, recipes: dict[str, Layer], shapes: dict[str, Layer]) -> Iterator[Trial]:
+        pairs = list(product(recipes, shapes or [NO_SHAPE]))
+        configs = {pair: self._load(pair, recipes[pair[0]], shapes.get(pair[1])) for pair in pairs}
+        for seed, lr, (recipe, shape) in product(self.file.seeds, self.file.learning_rates, pairs):
+            yield Trial(recipe, shape, lr, seed, self._at(configs[recipe, shape], Path(recipe, shape), lr, seed))
+
+    def _load(self, pair: tuple[str, str], recipe: Layer, shape: Layer | None) -> Config:
+        """The configuration of a recipe in a shape, before the trials' own learning rates, seeds and names."""
+        layers = [self.shared, recipe, *([shape] if shape else [])]
+        if self.file.budget is None:
+            return load_layers(self.base, layers, self.overrides)
+        endless = load_layers(self.base, layers, self.overrides, _steps(self.origin, ENDLESS))
+        steps = steps_within(self.file.budget, endless)
+        try:
+            return load_layers(self.base, layers, self.overrides, _steps(self.origin, steps))
+        except ConfigError as error:
+            trials = f"; the budget is {steps:,} steps of {Path(*pair).as_posix()}"
+            raise ConfigError("\n".join(line + trials for line in str(error).splitlines())) from None
+
+    def _at(self, config: Config, folder: Path, lr: float, seed: int) -> Config:
+        """Values that the study file's own bounds have checked: one reading serves a whole grid."""
+        name = (folder / f"lr-{format_lr(lr)}" / f"seed-{seed}").as_posix()
+        return config.model_copy(
+            update={
+                "run": config.run.model_copy(update={"dir": self.study_dir / "trials", "name": name}),
+                "optimizer": config.optimizer.model_copy(update={"lr": lr}),
+                "training": config.training.model_copy(update={"seed": seed}),
+            }
+        )
 
 
-def _refuse_what_the_study_sets(layer: Layer) -> None:
-    for key in layer.values:
-        if key in SET_BY_STUDY:
-            raise ConfigError(f"{layer.origin}: {key}: must not be set here; {SET_BY_STUDY[key]}")
+def _steps(origin: str, steps: int) -> Layer:
+    return Layer(origin, {"training.steps": steps})
+
+
+def _with_steps(config: Config, steps: int) -> Config:
+    return config.model_copy(update={"training": config.training.model_copy(update={"steps": steps})})
+
+
+def _refuse_ambiguous(recipes: dict[str, Layer], shapes: dict[str, Layer]) -> None:
+    """A key may be a recipe's or a shape's: with two values, which one wins is nobody's guess."""
+    for (recipe, ours), (shape, theirs) in product(recipes.items(), shapes.items()):
+        for key in ours.values.keys() & theirs.values.keys():
+            if ours.values[key] != theirs.values[key]:
+                raise ConfigError(
+                    f"{theirs.origin}: {key} = {shown(theirs.values[key])}: recipe {recipe} sets it to "
+                    f"{shown(ours.values[key])}, and shape {shape} must not set it otherwise"
+                )
 
 
 def _refuse_shared_folders(origin: str, learning_rates: Sequence[float]) -> None:
@@ -161,46 +191,3 @@ def _refuse_shared_folders(origin: str, learning_rates: Sequence[float]) -> None
             f"{origin}: learning_rates: {lr!r} and another are both lr-{name}, the name of their folder; "
             "they must differ in the first 7 digits"
         )
-
-
-def _recipe(path: Path, name: str, recipe: Path | dict[str, Any]) -> Layer:
-    if isinstance(recipe, dict):
-        return Layer(f"{path}: recipes.{name}", dict(flatten(recipe)))
-    draft = read(path.parent / recipe)
-    return Layer(draft.path, dict(flatten(draft.values)))
-
-
-def _load(path: Path, layers: Sequence[Layer], overrides: Sequence[str], own: Layer | None = None) -> Config:
-    """The base with the layers over it, then the command line's overrides, then what the study itself sets."""
-    layers = [*layers, Layer(COMMAND_LINE, {text.partition("=")[0]: None for text in overrides})]
-    before = [assignment for layer in layers[:-1] for assignment in layer.assignments]
-    try:
-        return load(path, [*before, *overrides, *(own.assignments if own else [])])
-    except ConfigError as error:
-        origins = {key: layer.origin for layer in [*layers, *([own] if own else [])] for key in layer.values}
-        raise ConfigError("\n".join(_attributed(line, origins) for line in str(error).splitlines())) from None
-
-
-def _attributed(line: str, origins: dict[str, str]) -> str:
-    """To `load` a layer is a command line: name the file that the key comes from instead."""
-    match = re.match(rf"{COMMAND_LINE}: ([^\s:=]+)", line)
-    if match is None or match[1] not in origins:
-        return line
-    return origins[match[1]] + line.removeprefix(COMMAND_LINE)
-
-
-def _parse(origin: str, values: dict[str, Any]) -> StudyFile:
-    try:
-        return StudyFile.model_validate(values)
-    except ValidationError as error:
-        keys = dict.fromkeys(str(detail["loc"][0]) for detail in error.errors())
-        raise ConfigError("\n".join(f"{origin}: {_problem(key, values)}" for key in keys)) from None
-
-
-def _problem(key: str, values: dict[str, Any]) -> str:
-    """What is wrong with a key of a study file, and what is allowed."""
-    if key not in ALLOWED:
-        nearest = get_close_matches(key, ALLOWED, 1)
-        hint = f"did you mean {nearest[0]}?" if nearest else f"a study has {', '.join(ALLOWED)}"
-        return f"{key}: no such key; {hint}"
-    return f"{key} = {shown(values[key])}: {ALLOWED[key]}" if key in values else f"{key}: must be set: {ALLOWED[key]}"
