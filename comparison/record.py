@@ -10,10 +10,10 @@ from comparison.study import Study
 from configs.atomic import write_atomically
 from configs.errors import DataError
 from configs.section import Section
+from monitoring.recorder import STOPPED as STOPPED  # of a trial: written by a sweep (`comparison.stopping.Stopped`)
 
 STUDY_FILE = "study.yaml"
 FAILURE = "failure.json"  # in a trial's run folder: exit code, last line of stderr, log
-STOPPED = "stopped.json"  # in the run folder of a trial that was stopped early: step, loss, initial_loss, rule, reason
 
 
 class TrialRecord(Section):

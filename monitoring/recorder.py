@@ -5,6 +5,7 @@
     events.jsonl             one JSON object per event: step, kind, reason, details
     signals/step-00000020.npz  per-layer, per-head and per-matrix arrays of one step
     summary.json             written once, when the run has ended: its presence says that the run is complete
+    stopped.json             written by a sweep before it ends a hopeless run: step, loss, rule, reason
     mlflow_run_id            the tracker's id of the run
 
 JSON knows no NaN and no infinity: non-finite numbers are written as the strings "nan", "inf" and "-inf" and read back
@@ -27,6 +28,7 @@ from configs.atomic import write_atomically
 from configs.errors import DataError
 
 METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
+STOPPED = "stopped.json"
 NON_FINITE = ("nan", "inf", "-inf")
 
 Status = Literal["finished", "diverged", "stopped", "failed"]
@@ -137,7 +139,8 @@ class Recorder:
         for path in (self.run_dir / SIGNALS).glob("step-*"):
             if int(path.stem.removeprefix("step-")) > step:
                 path.unlink()
-        (self.run_dir / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, STOPPED):
+            (self.run_dir / name).unlink(missing_ok=True)
         if unreadable:
             self.event(step, "metrics_damaged", f"{unreadable} lines of {METRICS} were unreadable and are cut")
 
@@ -213,7 +216,15 @@ def read_signals(run_dir: Path, name: str) -> tuple[NDArray[np.int64], NDArray[A
 
 def read_summary(run_dir: Path) -> Record | None:
     """summary.json, or None while the run has not ended."""
-    path = run_dir / SUMMARY
+    return _read_object(run_dir / SUMMARY)
+
+
+def read_stopped(run_dir: Path) -> Record | None:
+    """stopped.json, or None of a run that no sweep has ended early."""
+    return _read_object(run_dir / STOPPED)
+
+
+def _read_object(path: Path) -> Record | None:
     return _parse(path.read_bytes(), path) if path.exists() else None
 
 
