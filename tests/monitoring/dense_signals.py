@@ -25,22 +25,19 @@ class SeenDecoder(DenseDecoder):
         y = super().norm(x, name, kind)
         if name.endswith(("q_norm", "k_norm")):
             self.queries_keys[name] = y
-        pre = self.config.model.norm_placement == "pre"
-        if pre and (name == "final_norm" or (name.endswith("attention_norm") and not name.startswith("layers.0."))):
-            self._keep(x)
-        if not pre and name.endswith("feedforward_norm"):
-            self._keep(y)
         return y
+
+    def layer(self, x: Tensor, name: str) -> Tensor:
+        x = super().layer(x, name)
+        x.retain_grad()
+        self.outputs.append(x)
+        return x
 
     def rotate(self, x: Tensor) -> Tensor:
         turned = super().rotate(x)
         (name,) = [name for name, seen in self.queries_keys.items() if seen is x]
         self.queries_keys[name] = turned
         return turned
-
-    def _keep(self, x: Tensor) -> None:
-        x.retain_grad()
-        self.outputs.append(x)
 
 
 def dense_signals(cfg: Config, steps: int) -> list[dict[str, Tensor]]:
@@ -87,6 +84,7 @@ def heads(model: SeenDecoder) -> dict[str, Tensor]:
         q, k = (model.queries_keys[f"layers.{layer}.attention.{one}_norm"] for one in "qk")
         k = k.repeat_interleave(config.heads // config.key_value_heads, 1)
         rows = [(q[:, :, i, None] * k[:, :, : i + 1]).sum(-1) / config.head_size**0.5 for i in range(q.shape[2])]
+        rows = [model.cap(row, config.attention_softcap) for row in rows]
         entropy.append(torch.stack([entropy_of(row) for row in rows]).mean((0, 1)))
         bound.append(torch.stack([least_entropy(row) for row in rows]).mean((0, 1)))
         largest.append(torch.stack([row.amax((0, 2)) for row in rows]).amax(0))
@@ -146,11 +144,18 @@ def per_head_gradients(model: SeenDecoder, gradients: dict[str, Tensor]) -> dict
     config = model.config.model
     head_grad, ratio = [], []
     for layer in range(config.layers):
-        gradient = gradients[f"layers.{layer}.attention.qkv.weight"]
-        q, _, v = gradient.split([size * config.head_size for size in (config.heads, *[config.key_value_heads] * 2)])
+        q, v = (next_to_heads(model, gradients, f"layers.{layer}.attention", part) for part in "qv")
         head_grad.append(q.unflatten(0, (config.heads, -1)).norm(dim=(1, 2)))
         ratio.append(q.norm() / v.norm())
     return {"head_grad": torch.stack(head_grad), "qk_grad_ratio": torch.stack(ratio)}
+
+
+def next_to_heads(model: SeenDecoder, gradients: dict[str, Tensor], attention: str, part: str) -> Tensor:
+    """The gradient of the matrix whose rows are the heads of q or v: of a low-rank projection, the second factor."""
+    low_rank = part in model.config.model.low_rank.targets
+    name, sizes = "low_rank" if low_rank else "qkv", model.projection_rows(low_rank=low_rank)
+    blocks = gradients[f"{attention}.{name}.weight"].split(list(sizes.values()))
+    return dict(zip(sizes, blocks, strict=True))[part]
 
 
 def matrices(model: SeenDecoder) -> dict[str, tuple[str, slice]]:
@@ -164,10 +169,14 @@ def matrices(model: SeenDecoder) -> dict[str, tuple[str, slice]]:
     for layer in range(config.layers):
         name = f"layers.{layer}"
         packed = {f"{name}.attention.qkv": projections}
+        if config.low_rank.targets:
+            packed[f"{name}.attention.low_rank"] = list(model.projection_rows(low_rank=True))
         if config.activation == "swiglu" and not fused:
             packed[f"{name}.feedforward.gate_up"] = ["gate", "up"]
         for linear, blocks in packed.items():
             first = 0
+            if config.low_rank.targets and "attention" in linear:
+                sizes |= model.projection_rows(low_rank=linear.endswith("low_rank"))
             for block in blocks:
                 rows = sizes[block] if block in sizes else sum(sizes[part] for part in block)
                 key = linear if len(blocks) == 1 else f"{linear}.{block}"
