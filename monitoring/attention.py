@@ -50,18 +50,18 @@ class HeadMonitor:
         self._sums = {layer: self._start(heads) for layer, heads in self._heads.items()}
         with ExitStack() as probes:
             for layer, attention in self._attention.items():
-                probes.enter_context(probed(attention, self._probe(self._sums[layer])))
+                probes.enter_context(probed(attention, self._probe(self._sums[layer], attention.softcap)))
             yield
 
     def _start(self, heads: int) -> _Sums:
         zeros_H = torch.zeros(heads, dtype=torch.float64, device=self._device)
         return _Sums(zeros_H, zeros_H.clone(), torch.full_like(zeros_H, -torch.inf))
 
-    def _probe(self, sums: _Sums) -> AttentionProbe:
+    def _probe(self, sums: _Sums, cap: float | None) -> AttentionProbe:
         def see(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
             if is_recomputing():
                 return
-            statistics = attention_statistics(q_BHTK.detach(), k_BGTK.detach(), scale)
+            statistics = attention_statistics(q_BHTK.detach(), k_BGTK.detach(), scale, cap)
             sums.entropy_H += statistics.entropy_BHT.sum(dim=(0, 2), dtype=torch.float64)
             sums.bound_H += statistics.bound_BHT.sum(dim=(0, 2), dtype=torch.float64)
             sums.max_logit_H = torch.maximum(sums.max_logit_H, statistics.max_logit_BHT.amax(dim=(0, 2)).double())

@@ -22,7 +22,7 @@ class AttentionStatistics:
     """Row-wise statistics of causal attention.
 
     `entropy_BHT` in nats, `bound_BHT` the least entropy of a row of this spread (`entropy_lower_bound`), and
-    `max_logit_BHT` of scaled scores.
+    `max_logit_BHT` of what enters the softmax: scaled, and where the model caps them capped, scores.
     """
 
     entropy_BHT: Tensor
@@ -31,14 +31,14 @@ class AttentionStatistics:
 
 
 @torch.no_grad()
-def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> AttentionStatistics:
+def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: float | None = None) -> AttentionStatistics:
     """Ent(A_i) = -Σ_j A_ij log A_ij of every row of causal attention, its lower bound and its largest scaled logit.
 
     Scores are formed in fp32 (fp64 for fp64 input), less their row's mean, which neither attention nor the spread
     s = ‖logits - mean‖ knows; then less their running maximum m, so that with l = Σ e^(s-m) and w = Σ e^(s-m) (s-m)
     the entropy is log l - w / l, a sum of two terms of one sign. (The shorter H = LSE - q·Attn(V=k) cancels where it
     matters: at a collapsed head in bf16 a quarter of its values are negative.) Memory is one block of scores, never
-    T x T.
+    T x T. With a `cap`, all of it is of cap * tanh(s / cap), less that of the row's mean score.
 
     Source: Zhai et al. 2023, section 3; the block recurrence is flash attention's (Dao et al. 2022) with w carried
     (`top`, `total` and `weighted` below are m, l and w).
@@ -59,28 +59,33 @@ def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> Attent
         here = slice(first_head, first_head + heads)
         for first in range(0, q_NTK.shape[1], rows):
             block = slice(first, first + rows)
-            parts = _block_rows(q_NTK[here, block], k_NTK[here], first)
+            parts = _block_rows(q_NTK[here, block], k_NTK[here], first, cap)
             entropy_NT[here, block], spread_NT[here, block], top_NT[here, block] = parts
     bound_NT = entropy_lower_bound(spread_NT, keys_T)
     shape = q_BHTK.shape[:2]
-    return AttentionStatistics(*(t.unflatten(0, shape) for t in (entropy_NT, bound_NT, top_NT + mean_NT)))
+    centre_NT = mean_NT if cap is None else cap * torch.tanh(mean_NT / cap)
+    return AttentionStatistics(*(t.unflatten(0, shape) for t in (entropy_NT, bound_NT, top_NT + centre_NT)))
 
 
-def _block_rows(q_NqK: Tensor, k_NTK: Tensor, first_row: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Entropy, norm and maximum of the centred scores of the rows first_row, first_row + 1, ..."""
+def _block_rows(q_NqK: Tensor, k_NTK: Tensor, first_row: int, cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, spread and maximum of the centred scores of the rows first_row, first_row + 1, ..."""
     end = first_row + q_NqK.shape[1]
     rows_q = torch.arange(first_row, end, device=q_NqK.device)
     top = q_NqK.new_full(q_NqK.shape[:-1], FUTURE)
-    total, weighted, squares = (torch.zeros_like(top) for _ in range(3))
+    total, weighted, squares, offset = (torch.zeros_like(top) for _ in range(4))
     for first_key in range(0, end, KEY_BLOCK):
         last_key = min(first_key + KEY_BLOCK, end)
         s_Nqk = torch.bmm(q_NqK, k_NTK[:, first_key:last_key].transpose(1, 2))
+        if cap is not None:
+            s_Nqk = _capped(s_Nqk, -q_NqK[..., -1:], cap)
         # True positions of rows and keys: a causal mask of the block's own indices would be another attention.
         first_future = min(max(first_key, first_row), last_key)
         diagonal = s_Nqk[..., first_future - first_key :]
         future = torch.arange(first_future, last_key, device=rows_q.device) > rows_q[:, None]
         diagonal.masked_fill_(future, 0)
         squares += torch.linalg.vector_norm(s_Nqk, dim=-1).square_()
+        if cap is not None:
+            offset += s_Nqk.sum(-1)
         diagonal.masked_fill_(future, FUTURE)
         new_top = torch.maximum(top, s_Nqk.amax(-1))
         shift = top - new_top
@@ -91,7 +96,14 @@ def _block_rows(q_NqK: Tensor, k_NTK: Tensor, first_row: int) -> tuple[Tensor, T
         weighted = decay * (weighted + total * shift) + e_Nqk.mul_(s_Nqk).sum(-1)
         total = decay * total + sum_here
         top = new_top
+    if cap is not None:  # the capped scores' own mean is near the centre, not at it
+        squares = (squares - offset.square() / (rows_q + 1)).clamp_(min=0)
     return total.log() - weighted / total, squares.sqrt_(), top
+
+
+def _capped(centred_Nqk: Tensor, mean_Nq1: Tensor, cap: float) -> Tensor:
+    """Scores less their row's mean -> capped scores less the capped mean."""
+    return cap * (torch.tanh((centred_Nqk + mean_Nq1) / cap) - torch.tanh(mean_Nq1 / cap))
 
 
 def causal_maximum(length: int) -> float:

@@ -16,9 +16,10 @@ AttentionProbe = Callable[[Tensor, Tensor, float], None]
 
 
 class AttentionPart(Protocol):
-    """An attention layer: which rows make its heads, and a place for probes."""
+    """An attention layer: which rows make its heads, what caps its logits, and a place for probes."""
 
     head_size: int
+    softcap: float | None
     probes: list[AttentionProbe]
 
     def projection(self, block: Literal["q", "k", "v"]) -> tuple[ColumnParallelLinear, slice]: ...

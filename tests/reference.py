@@ -7,6 +7,7 @@ differentiated by autograd through the division. Nothing is shared with the code
 Shapes: B batch, T sequence, D hidden, H query heads, G key/value heads, K head size.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -152,10 +153,13 @@ class DenseDecoder:
         if model.positions == "rope":
             q, k = self.rotate(q), self.rotate(k)
         k, v = k.repeat_interleave(H // G, dim=1), v.repeat_interleave(H // G, dim=1)
-        scores = q @ k.transpose(-1, -2) / K**0.5
+        scores = self.cap(q @ k.transpose(-1, -2) / K**0.5, model.attention_softcap)
         scores = scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf"))
         self.scores[name] = scores.detach()
         return self.linear((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, H * K), f"{name}.output")
+
+    def cap(self, x: Tensor, cap: float | None) -> Tensor:
+        return x if cap is None else cap * torch.tanh(x / cap)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Pairs (i, i + K/2) as complex numbers, turned by position x frequency."""
@@ -172,26 +176,55 @@ class DenseDecoder:
         h = self.linear(x, f"{name}.up")
         return self.linear(0.5 * h * (1 + torch.erf(h / 2**0.5)), f"{name}.down")
 
-    def logits(self, tokens_BT: Tensor) -> Tensor:
+    def join(self, x: Tensor, branch: Tensor, name: str) -> Tensor:
+        """The residual stream after a branch: x + branch, or what `model.residual` makes of it."""
+        kind, depth = self.config.model.residual.kind, self.config.model.layers
+        if kind in ("layerscale", "rezero"):
+            return x + branch * self.parameters[f"{name}_residual.scale"]
+        if kind == "depth":
+            return x + branch / depth**0.5
+        return (2 * depth) ** (1 / 4) * x + branch if kind == "deepnorm" else x + branch
+
+    def sublayer(self, x: Tensor, name: str, f: Callable[[Tensor, str], Tensor]) -> Tensor:
+        """Attention or feed-forward, with its norms where `model.norm_placement` says."""
+        before, after = f"{name}_norm", f"{name}_output_norm"
+        match self.config.model.norm_placement:
+            case "pre":
+                return self.join(x, f(self.norm(x, before), name), name)
+            case "post":
+                return self.norm(self.join(x, f(x, name), name), before)
+            case "peri":
+                return self.join(x, self.norm(f(self.norm(x, before), name), after), name)
+            case "reordered":
+                return self.join(x, self.norm(f(x, name), after), name)
+
+    def embed(self, tokens_BT: Tensor) -> Tensor:
+        model = self.config.model
         x = self.parameters["embedding.weight"][tokens_BT]
+        if model.embedding_scale == "sqrt_width":
+            x = x * model.hidden_size**0.5
         if "positions.weight" in self.parameters:
             x = x + self.parameters["positions.weight"][: tokens_BT.shape[1]]
+        return self.norm(x, "embedding_norm")
+
+    def layer(self, x: Tensor, name: str) -> Tensor:
+        x = self.sublayer(x, f"{name}.attention", self.attention)
+        return self.sublayer(x, f"{name}.feedforward", self.feedforward)
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        x = self.embed(tokens_BT)
         for i in range(self.config.model.layers):
-            name = f"layers.{i}"
-            attention_norm = f"{name}.attention_norm"
-            if self.config.model.norm_placement == "pre":
-                x = x + self.attention(self.norm(x, attention_norm), f"{name}.attention")
-                x = x + self.feedforward(self.norm(x, f"{name}.feedforward_norm"), f"{name}.feedforward")
-            else:
-                x = self.norm(x + self.attention(x, f"{name}.attention"), attention_norm)
-                x = self.norm(x + self.feedforward(x, f"{name}.feedforward"), f"{name}.feedforward_norm")
+            x = self.layer(x, f"layers.{i}")
         x = self.norm(x, "final_norm")
         head = "embedding" if self.config.model.tie_embeddings else "head"
-        return F.linear(x, self.weight(f"{head}.weight"))[..., : self.vocab_size]
+        logits = F.linear(x, self.weight(f"{head}.weight"))[..., : self.vocab_size]
+        return self.cap(logits, self.config.model.logit_softcap)
 
     def loss(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        training = self.config.training
         logits = self.logits(tokens_BT).flatten(0, 1)
-        return F.cross_entropy(logits, targets_BT.flatten(), label_smoothing=self.config.training.label_smoothing)
+        loss = F.cross_entropy(logits, targets_BT.flatten(), label_smoothing=training.label_smoothing)
+        return loss + training.z_loss * logits.exp().sum(-1).log().square().mean()
 
 
 @dataclass
@@ -202,3 +235,5 @@ class Trace:
     grad_norms: list[float] = field(default_factory=list)
     gradients: list[dict[str, Tensor]] = field(default_factory=list)
     parameters: dict[str, Tensor] = field(default_factory=dict)
+    more: list[dict[str, float]] = field(default_factory=list)
+    """`sharpness` and `qk_clipped` of each step, where the configuration has them."""

@@ -101,7 +101,7 @@ def _build_pipeline(config: Config, topology: Topology, chunks: list[Decoder], v
     rows = count_rows(vocab_size, config.model.vocab_multiple)
     return Pipeline(
         chunks,
-        VocabParallelLoss(vocab_size, tp, training.label_smoothing),
+        VocabParallelLoss(vocab_size, tp, label_smoothing=training.label_smoothing, z_loss=training.z_loss),
         VocabParallelLoss(vocab_size, tp),
         topology,
         config.parallel,
