@@ -10,6 +10,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from configs.schema import ParallelConfig
+from parallel.optimizers import adam
+from parallel.optimizers.fragments import FragmentOptimizer, Held
 from parallel.quiet import deepspeed
 from parallel.topology import Topology
 
@@ -76,7 +78,10 @@ class Engine:
         self._judge: Callable[[Tensor], Treatment] | None = None
         self._treatment: Treatment | None = None
         self._take_over_clipping()
-        self._make_moments()
+        if isinstance(optimizer, FragmentOptimizer):
+            self._hand_out_fragments(optimizer)
+        else:
+            self._make_moments()
 
     @contextmanager
     def accumulate(self) -> Iterator[None]:
@@ -130,18 +135,21 @@ class Engine:
         assert gradient.numel() == fragment.lp_fragment_address.numel, "DeepSpeed keeps gradients of what a rank owns"
         return gradient
 
-    MOMENTS = ("exp_avg", "exp_avg_sq")
+    def moment_keys(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """Names of the moments that the optimizer keeps of a parameter."""
+        optimizer = self._optimizer.optimizer
+        return optimizer.moment_keys(parameter) if isinstance(optimizer, FragmentOptimizer) else adam.MOMENTS
 
     def moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """Adam's moments of a parameter, whole on this tensor-parallel rank (shaped like it). Collective over dp."""
+        """The moments of a parameter, whole on this tensor-parallel rank (shaped like it). Collective over dp."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        return {key: safe_get_full_optimizer_state(parameter, key) for key in self.MOMENTS}
+        return {key: safe_get_full_optimizer_state(parameter, key) for key in self.moment_keys(parameter)}
 
     def count_updates(self, updates: int) -> None:
         """Go on as after `updates` optimizer steps: Adam's bias correction depends on their number."""
         for group in self._optimizer.optimizer.param_groups:
-            if "step" in group:  # apex's FusedAdam counts per group
+            if "step" in group:  # apex's FusedAdam and our own count per group
                 group["step"] = updates
             for flat in group["params"]:
                 state = self._optimizer.optimizer.state[flat]
@@ -153,11 +161,21 @@ class Engine:
         for group in self._optimizer.optimizer.param_groups:
             for flat in group["params"]:
                 state = self._optimizer.optimizer.state[flat]
-                state |= {key: torch.zeros_like(flat) for key in self.MOMENTS}
+                state |= {key: torch.zeros_like(flat) for key in adam.MOMENTS}
                 if isinstance(self._optimizer.optimizer, torch.optim.AdamW):
                     state["step"] = torch.zeros((), device=flat.device if group["fused"] else "cpu")
         # Private: links each parameter to its fragment of the flat state; `test_state.py` names it.
         self._optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _hand_out_fragments(self, optimizer: FragmentOptimizer) -> None:
+        """Tell an optimizer what its flat tensors hold, and link each parameter to the moments it then keeps."""
+        for group, parameters in zip(optimizer.param_groups, self._optimizer.bit16_groups, strict=True):
+            (flat,) = group["params"]
+            optimizer.hold(flat, [_held(parameter, flat) for parameter in parameters], self._topology)
+        self._optimizer._lazy_init_hp_params_optimizer_state()  # links nothing and is done: it would undo ours
+        for fragment in optimizer.fragments():
+            if fragment.parameter._hp_mapping is not None:  # type: ignore[attr-defined]
+                fragment.parameter._hp_mapping.optim_fragment = fragment.moments  # type: ignore[attr-defined]
 
     def load(self, parameter: nn.Parameter, moments: dict[str, Tensor]) -> None:
         """Take a parameter's value, just written into it, and its moments (whole on every dp rank); no collective."""
@@ -195,6 +213,16 @@ class Engine:
         least = count.clone()
         dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._topology.model_group)
         assert least.item() == count.item(), "ranks of one model must have the same number of parameter groups"
+
+
+def _held(parameter: nn.Parameter, flat: Tensor) -> Held:
+    """What the flat tensor of the parameter's group holds of it; nothing where other ranks own all of it."""
+    fragment = parameter._hp_mapping  # type: ignore[attr-defined]
+    if fragment is None:
+        return Held(parameter, 0, flat.detach()[:0], 0)
+    return Held(
+        parameter, fragment.lp_fragment_address.start, fragment.hp_fragment.detach(), fragment.hp_fragment_address.start
+    )
 
 
 class _ModelParallelUnit:

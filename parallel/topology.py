@@ -44,6 +44,8 @@ class Topology:
     dp_group: dist.ProcessGroup
     model_group: dist.ProcessGroup
     """All tensor- and pipeline-parallel ranks of one model replica."""
+    stage_group: dist.ProcessGroup | None = None
+    """All ranks that share this one's parameters: tensor-parallel (fastest) and data-parallel; None: this one alone."""
 
     @property
     def is_logging_rank(self) -> bool:
@@ -88,6 +90,7 @@ def start(config: ParallelConfig, device: str = "auto") -> Topology:
         dp_size=dp_size,
         dp_group=state.get_data_parallel_group(),
         model_group=state.get_model_parallel_group(),
+        stage_group=state.get_tensor_and_data_parallel_group(),
     )
 
 

@@ -87,7 +87,7 @@ def build_trainer(
     else:
         weights.load(chunks, spectral, config, topology)
     parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
-    optimizer = build_optimizer(parameters, config.optimizer, topology.device)
+    optimizer = build_optimizer(parameters, config.optimizer, topology.device, vocab_size)
     pipeline = _build_pipeline(config, topology, chunks, vocab_size)
     engine = Engine(nn.ModuleList(chunks), optimizer, topology, config.parallel)
     return Trainer(chunks, spectral, pipeline, engine)

@@ -16,7 +16,7 @@ def test_gamma_norms_and_biases_are_not_decayed() -> None:
     cfg = config(1, model={"bias": True, "qk_norm": True, "reparam": {"kind": "sigma"}})
     (chunk,) = build_chunks(cfg, single_topology(), VOCAB)
     names = {id(p): name for name, p in chunk.named_parameters()}
-    optimizer = build_optimizer(chunk.named_parameters(), OptimizerConfig(weight_decay=0.1), torch.device("cpu"))
+    optimizer = build_optimizer(chunk.named_parameters(), OptimizerConfig(weight_decay=0.1), torch.device("cpu"), VOCAB)
     decayed, free = ({names[id(p)] for p in group["params"]} for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.0]
     assert decayed | free == set(names.values())

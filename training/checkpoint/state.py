@@ -3,7 +3,7 @@
     model/<parameter>           W, gamma, norms, biases, embeddings
     spectral/<layer>/...        u, v and sigma of each reparametrised layer; of a plain one, where monitoring's power
                                 iteration stands
-    exp_avg/<parameter>, exp_avg_sq/<parameter>   Adam's moments
+    <moment>/<parameter>        what the optimizer keeps of it: Adam's exp_avg and exp_avg_sq, Muon's momentum
 
 The step is the only other state: data order and learning rate are functions of it.
 """
@@ -59,7 +59,7 @@ class TrainingState:
     def to_load(self) -> dict[str, Tensor]:
         """Tensors to be filled in place; then call `loaded`."""
         self._moments = {
-            name: {key: torch.zeros_like(parameter.detach()) for key in self._trainer.engine.MOMENTS}
+            name: {key: torch.zeros_like(parameter.detach()) for key in self._trainer.engine.moment_keys(parameter)}
             for name, parameter in self._trainer.named_parameters()
         }
         tensors: dict[str, Tensor] = {}
@@ -92,7 +92,7 @@ class TrainingState:
         """The moments this rank is to write; collective, and each is let go before the next is gathered."""
         for index, (name, parameter) in enumerate(self._trainer.named_parameters()):
             if self._topology.dp_size == 1:
-                moments = _own_moments(parameter, self._trainer.engine.MOMENTS)
+                moments = _own_moments(parameter, self._trainer.engine.moment_keys(parameter))
             else:
                 moments = self._trainer.engine.moments(parameter)
             if index % self._topology.dp_size == self._topology.dp_rank:
@@ -114,7 +114,7 @@ class TrainingState:
 
 
 def _own_moments(parameter: nn.Parameter, keys: Iterable[str]) -> dict[str, Tensor]:
-    """Adam's moments where no other rank holds a part of them: DeepSpeed's own, which its getter would copy."""
+    """The moments where no other rank holds a part of them: DeepSpeed's own, which its getter would copy."""
     fragment = parameter._hp_mapping  # type: ignore[attr-defined]
     return {key: fragment.get_optim_state_fragment(key).view_as(parameter) for key in keys}
 

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceSt
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
+from parallel.optimizers.adam import MOMENTS
 from tests.distributed import spawn
 from tests.layouts import VOCAB, config
 from training.checkpoint import writer as writer_module
@@ -232,7 +233,7 @@ def copies_and_originals(world_size: int, parallel: dict[str, int]) -> None:
     topology = topologies.start(cfg.parallel, "cpu")
     trainer = build_trainer(cfg, topology, VOCAB)
     for parameter in trainer.parameters():
-        moments = {key: torch.rand_like(parameter) for key in trainer.engine.MOMENTS}
+        moments = {key: torch.rand_like(parameter) for key in MOMENTS}
         for moment in moments.values():
             dist.broadcast(moment, dist.get_global_rank(topology.dp_group, 0), group=topology.dp_group)
         trainer.engine.load(parameter, moments)
@@ -246,11 +247,11 @@ def copies_and_originals(world_size: int, parallel: dict[str, int]) -> None:
     gathered = {name: trainer.engine.moments(parameter) for name, parameter in trainer.named_parameters()}
     for name, tensor in live.items():
         kind, _, rest = name.partition("/")
-        if kind in trainer.engine.MOMENTS and rest in gathered:
+        if kind in MOMENTS and rest in gathered:
             assert torch.equal(gathered[rest][kind], tensor), name
     for parameter in trainer.parameters():
         parameter.detach().add_(1.0)
-        trainer.engine.load(parameter, {key: torch.full_like(parameter, 2.0) for key in trainer.engine.MOMENTS})
+        trainer.engine.load(parameter, {key: torch.full_like(parameter, 2.0) for key in MOMENTS})
     for name, tensor in copies.items():
         assert torch.equal(tensor, before[name]), name
     again = state.copy_to_save()
