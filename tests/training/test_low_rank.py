@@ -1,5 +1,7 @@
 """Low-rank attention in any layout against the dense reference, which multiplies the factors to whole matrices."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from model.decoder import Decoder
 from tests.distributed import spawn
 from tests.layouts import VOCAB, config, dense_batches, dense_decoder, single_topology, train_layout
 from tests.reference_training import train_dense
+from tests.training.checkpoint.test_state import LOSS_NOISE, NORM_NOISE, go_on_from_each, merged, save_and_go_on
+from tests.training.checkpoint.test_state import assert_equal as assert_tensors
 from tests.training.test_dense_reference import assert_equal
 from training.build import build_chunks
 
@@ -67,6 +71,21 @@ def check(world_size: int, model: dict, parallel: dict, training: dict) -> None:
     actual = spawn(world_size, train_layout, cfg, STEPS)[0]
     assert any(name.endswith("low_rank.weight") for name in actual.gradients[0])
     assert_equal(actual, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("low_rank", [ALL, PER_HEAD], ids=["all heads", "per head"])
+def test_a_layout_goes_on_from_another(low_rank: dict, tmp_path: Path) -> None:
+    """Every tensor of a checkpoint of tp4 exactly, in tp2 x pp2 and on one process, then the unchanged run's losses."""
+    model = {"heads": 8, "kv_heads": 4} | SIGMA | low_rank
+    expected = merged(spawn(4, save_and_go_on, config(4, model=model, parallel={"tp": 4}), tmp_path))
+    for world_size, parallel in ((4, {"tp": 2, "pp": 2}), (1, {})):
+        cfg = config(world_size, model=model, parallel=parallel, training={"seed": 1})
+        actual = merged([result for (result,) in spawn(world_size, go_on_from_each, cfg, [tmp_path])])
+        assert_tensors(actual.tensors, expected.tensors)
+        losses, norms = zip(*expected.record, strict=True)
+        assert [loss for loss, _ in actual.record] == pytest.approx(losses, rel=LOSS_NOISE)
+        assert [norm for _, norm in actual.record] == pytest.approx(norms, rel=NORM_NOISE)
 
 
 def decoder(**model: object) -> Decoder:
