@@ -31,6 +31,8 @@ class Judgement:
     """Norm that z-score clipping allows; inf where it does not clip, or no harder than `optimizer.clip`."""
     scale: Tensor | None
     """What the gradients are divided by, on the device; None: left as they are."""
+    more: tuple[float, ...] = ()
+    """What else was reduced with the loss."""
 
 
 class Guard:
@@ -43,13 +45,13 @@ class Guard:
 
     @torch.no_grad()
     def judge(self, totals: Tensor, norm: Tensor) -> Judgement:
-        """`totals`: (loss, requests to stop) as reduced over all ranks; `norm`: the global gradient norm."""
+        """`totals`: (loss, requests to stop, anything more) as reduced over all ranks; `norm`: of the gradients."""
         wide = norm.to(totals.dtype)
         keep = self._outliers.judge(torch.stack([totals[0], wide])) if self._outliers else torch.ones_like(wide)
         allowed = self._zclip.allow(wide) if self._zclip else torch.full_like(wide, math.inf)
         allowed = torch.where(allowed < self._clip, allowed, math.inf)
-        loss, requests, grad_norm, kept, clipped_to = torch.stack([*totals, wide, keep, allowed]).tolist()
-        return Judgement(loss, requests > 0, grad_norm, kept > 0, clipped_to, self._scale(norm, allowed))
+        grad_norm, kept, clipped_to, loss, requests, *more = torch.stack([wide, keep, allowed, *totals]).tolist()
+        return Judgement(loss, requests > 0, grad_norm, kept > 0, clipped_to, self._scale(norm, allowed), tuple(more))
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs, as JSON values."""

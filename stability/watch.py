@@ -57,9 +57,9 @@ class Watch:
         """The learning rate of the update after `updates`: the schedule's, or less."""
         return self._policy.lr(updates, lr)
 
-    def judge(self, totals_2: Tensor) -> Callable[[Tensor], Judgement]:
-        """For `Engine.step`: what to do with the gradients of a step whose (loss, requests to stop) are `totals_2`."""
-        return lambda norm: self._guard.judge(totals_2, norm)
+    def judge(self, totals_N: Tensor) -> Callable[[Tensor], Judgement]:
+        """For `Engine.step`: what to do with the gradients of a step with (loss, requests to stop, ...) `totals_N`."""
+        return lambda norm: self._guard.judge(totals_N, norm)
 
     def observe(self, step: int, judged: Judgement, arrays: Arrays, rewinds: Rewinds) -> Decision:
         """Look at update `step` (from 1), tell what is wrong with it, and decide. Collective when there is an alarm."""

@@ -9,11 +9,13 @@ from parallel import topology as topologies
 from parallel.gradients import sum_partial_gradients
 from parallel.linear import ColumnParallelLinear, RowParallelLinear
 from parallel.topology import Topology
-from stability.guard import Guard
+from stability.guard import Guard, Judgement
 from tests.reference import DenseDecoder, Trace
 from training.batches import Batches
 from training.build import Trainer, build_chunks, build_trainer
-from training.reductions import mean_loss
+from training.qk_clip import QkClip
+from training.reductions import loss_and_requests
+from training.sam import Ascent
 
 VOCAB = 61
 
@@ -52,26 +54,40 @@ def train_layout(cfg: Config, steps: int) -> Trace | None:
     topology = topologies.start(cfg.parallel, "cpu")
     trainer = build_trainer(cfg, topology, VOCAB)
     batches = Batches(RandomSamples(cfg.training.sequence_length), cfg.training.global_batch_size, topology)
+    ascent = Ascent(cfg.optimizer.sam_rho, trainer, topology)
+    qk_clip = QkClip(cfg.optimizer.qk_clip, trainer, topology)
     trace = Trace()
     for step in range(steps):
+        tokens_BT, targets_BT = batches.step(step)
         with trainer.engine.accumulate():
-            loss = trainer.pipeline.train(*batches.step(step))
+            with qk_clip.watching():
+                loss = trainer.pipeline.train(tokens_BT, targets_BT)
             sum_partial_gradients(trainer.parameters(), topology.tensor)
             trainer.spectral.pull_back()
+            more = ascent.take_gradients(tokens_BT, targets_BT, loss)
             gradients = {name: _mean_over_dp(p.grad, topology) for name, p in trainer.named_parameters()}
         trace.gradients.append(gather_whole(trainer, gradients, topology))
-        trace.grad_norms.append(update(trainer, cfg))
+        more |= qk_clip.measure()
+        totals_N = loss_and_requests(loss, trainer.pipeline, topology, stop_requested=False, more=more.values())
+        judged = judged_update(trainer, cfg, totals_N)
+        qk_clip.clip()
         trainer.spectral.refresh()
-        trace.losses.append(mean_loss(loss, trainer.pipeline, topology))
+        trace.grad_norms.append(judged.grad_norm)
+        trace.losses.append(judged.loss)
+        trace.more.append(dict(zip(more, judged.more, strict=True)))
     trace.parameters = gather_whole(trainer, {n: p.detach() for n, p in trainer.named_parameters()}, topology)
     return trace if topology.rank == 0 else None
 
 
 def update(trainer: Trainer, cfg: Config) -> float:
     """An optimizer step with `optimizer.lr` and `optimizer.clip`; the gradient norm before clipping."""
+    return judged_update(trainer, cfg, torch.zeros(2, dtype=torch.float64)).grad_norm
+
+
+def judged_update(trainer: Trainer, cfg: Config, totals_N: Tensor) -> Judgement:
+    """The same, given what was reduced with the loss."""
     guard = Guard(cfg.stability.skip, cfg.stability.zclip, cfg.optimizer.clip, torch.device("cpu"))
-    totals_2 = torch.zeros(2, dtype=torch.float64)
-    return trainer.engine.step(cfg.optimizer.lr, lambda norm: guard.judge(totals_2, norm)).grad_norm
+    return trainer.engine.step(cfg.optimizer.lr, lambda norm: guard.judge(totals_N, norm))
 
 
 def dense_batches(cfg: Config, steps: int) -> list[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -10,7 +11,7 @@ from configs.errors import SteadytrainError
 from configs.schema import Config
 from monitoring.alerts import Alerts
 from monitoring.measure import Measurement
-from monitoring.recorder import Recorder, describe, last_metrics, read_summary
+from monitoring.recorder import Recorder, describe, last_metrics, read_stopped, read_summary
 from monitoring.tracker import Tracker
 from training.checkpoint.saver import Resumed
 from training.progress import TrainingProgress
@@ -60,8 +61,14 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._progress.__exit__(kind, error, at)
-        if self._recorder is not None and kind is not None:
+        if self._recorder is None or kind is None:
+            return
+        stopped = read_stopped(self._config.run_dir)
+        if stopped is None:
             self._recorder.close("failed", "" if error is None else describe(error))
+        else:  # ended by its sweep, which has judged it hopeless: no failure
+            self.stopping(self._steps, stopped["reason"])
+            self._recorder.close("stopped", stopped["reason"])
 
     def step(
         self,
@@ -73,8 +80,12 @@ class Journal:
         seconds: float,
         measured: Measurement | None,
         val_loss: float | None,
+        more: Mapping[str, float],
     ) -> None:
-        """Record update `step` (from 1), which took `seconds` without evaluation and bookkeeping."""
+        """Record update `step` (from 1), which took `seconds` without evaluation and bookkeeping.
+
+        `more`: `sharpness` and `qk_clipped` of a run that has them.
+        """
         tokens_per_s = self._tokens_per_step / seconds
         self._steps = step
         self._initial_loss = loss if step == 1 else self._initial_loss
@@ -85,7 +96,7 @@ class Journal:
         if self._recorder is not None:
             tokens = step * self._tokens_per_step
             line = {"tokens": tokens, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens_per_s}
-            self._recorder.log(step, **line, **extra)
+            self._recorder.log(step, **line, **more, **extra)
             if measured is not None:
                 self._recorder.signals(step, **measured.arrays())
         self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"))

@@ -22,17 +22,26 @@ def mean_loss(loss: Tensor, pipeline: Pipeline, topology: Topology) -> float:
     return total.item() / topology.dp_size
 
 
-def loss_and_requests(loss: Tensor, pipeline: Pipeline, topology: Topology, *, stop_requested: bool) -> Tensor:
-    """(mean loss, ranks that were asked to stop), fp64, the same on every rank and still on the device: one reduction.
+def loss_and_requests(
+    loss: Tensor, pipeline: Pipeline, topology: Topology, *, stop_requested: bool, more: Iterable[Tensor] = ()
+) -> Tensor:
+    """(mean loss, ranks that were asked to stop, sums of `more`), fp64, the same on every rank, still on the device.
 
-    Read on the host it is what `mean_loss` returns, to the bit.
+    `more`: this rank's terms of further sums over all ranks, as many on each. One reduction; read on the host, the
+    first number is what `mean_loss` returns, to the bit.
     """
     own = _own_term(loss, pipeline, topology)
-    totals_2 = torch.stack([own, torch.full_like(own, float(stop_requested))])
+    totals_N = torch.stack([own, torch.full_like(own, float(stop_requested)), *more])
     if topology.world_size > 1:
-        dist.all_reduce(totals_2)
-    totals_2[0] /= topology.dp_size
-    return totals_2
+        dist.all_reduce(totals_N)
+    totals_N[0] /= topology.dp_size
+    return totals_N
+
+
+def rise_term(loss: Tensor, higher: Tensor, pipeline: Pipeline, topology: Topology) -> Tensor:
+    """This rank's term of the sum over all ranks that is the mean of `higher` less the mean of `loss`, in fp64."""
+    rise = _own_term(higher, pipeline, topology) - _own_term(loss, pipeline, topology)
+    return rise / topology.dp_size
 
 
 def _own_term(loss: Tensor, pipeline: Pipeline, topology: Topology) -> Tensor:

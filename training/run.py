@@ -18,8 +18,10 @@ from training.checkpoint.saver import Checkpoints
 from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
+from training.qk_clip import QkClip
 from training.reductions import count_parameters, loss_and_requests
 from training.rollback import begin, complete, roll_back
+from training.sam import Ascent
 from training.schedule import learning_rate
 from training.stop import Stop
 
@@ -53,6 +55,8 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     weights = initial_weights(config, topology, samples)  # of another run; None: random, or this run's checkpoint
     trainer = build_trainer(config, topology, samples.vocab_size, weights)
     monitor = Monitor(trainer, topology, config)
+    ascent = Ascent(config.optimizer.sam_rho, trainer, topology)
+    qk_clip = QkClip(config.optimizer.qk_clip, trainer, topology)
     evaluator = Evaluator(config, topology, trainer.pipeline)
     checkpoints = Checkpoints(config, topology, trainer, samples.fingerprint)
     parameters = count_parameters(trainer.parameters(), topology)
@@ -76,16 +80,22 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
             batch = rewinds.batch(step)
             tokens_BT, targets_BT = batches.step(batch)  # a function of (seed, batch): no other state
 
-            with trainer.engine.accumulate(), monitor.forward(measuring):  # gradients of W_hat pile up locally
-                loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
+            with trainer.engine.accumulate():  # gradients of W_hat pile up locally
+                with monitor.forward(measuring), qk_clip.watching():
+                    loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
                 flight.note_gradients(step + 1)  # this rank's own, before any sum spreads a fault to others
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
+                more = ascent.take_gradients(tokens_BT, targets_BT, loss_here)  # at w + e in place of those at w
             if measuring:
                 monitor.before_update()
-            totals_2 = loss_and_requests(loss_here, trainer.pipeline, topology, stop_requested=stop.requested)
-            judged = trainer.engine.step(lr, watch.judge(totals_2))  # skip or clip, ZeRO, AdamW on the fp32 weights
+            more |= qk_clip.measure()
+            totals_N = loss_and_requests(
+                loss_here, trainer.pipeline, topology, stop_requested=stop.requested, more=more.values()
+            )
+            judged = trainer.engine.step(lr, watch.judge(totals_N))  # skip or clip, ZeRO, AdamW on the fp32 weights
             if judged.keep:
+                qk_clip.clip()  # heads whose logits passed the threshold
                 trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
             flight.note_spectra(step + 1)
             seconds = time.perf_counter() - started
@@ -114,6 +124,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
                 seconds=seconds,
                 measured=measured,
                 val_loss=val_loss if evaluating else None,
+                more=dict(zip(more, judged.more, strict=True)),
             )
             if decision.action == "rollback":
                 rewinds, back = roll_back(decision, step, rewinds, config, topology, checkpoints)

@@ -11,8 +11,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.engine import REDUCE_BUCKET
+from parallel.gradients import sum_partial_gradients
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
+from training.build import Trainer
+from training.reductions import rise_term
 
 
 class Sam:
@@ -94,11 +97,35 @@ class Sam:
         return squares
 
 
+class Ascent:
+    """A training step's second pass, at w + e; nothing at all with rho 0."""
+
+    def __init__(self, rho: float, trainer: Trainer, topology: Topology) -> None:
+        self._trainer, self._topology = trainer, topology
+        self._sam = Sam(trainer.parameters(), rho, trainer.spectral, topology) if rho else None
+
+    def take_gradients(self, tokens_BT: Tensor, targets_BT: Tensor, loss: Tensor) -> dict[str, Tensor]:
+        """Gradients at w + e in place of those at w, as complete and pulled back as those were. Collective.
+
+        `loss` is this rank's of the pass at w. Returns this rank's term of the sum over all ranks of `sharpness`,
+        L(w + e) - L(w), still on the device; with rho 0 nothing.
+        """
+        if self._sam is None:
+            return {}
+        trainer, topology = self._trainer, self._topology
+        self._sam.ascend()
+        higher = trainer.pipeline.train(tokens_BT, targets_BT)
+        sum_partial_gradients(trainer.parameters(), topology.tensor)
+        trainer.spectral.pull_back()
+        self._sam.restore()
+        return {"sharpness": rise_term(loss, higher, trainer.pipeline, topology)}
+
+
 def _squares(gradients: Sequence[Tensor]) -> Tensor:
     """Σ g², a number in fp64."""
     if not gradients:
         return torch.zeros((), dtype=torch.float64)
-    return torch.stack(torch._foreach_norm(gradients)).double().square().sum()
+    return torch.stack(torch._foreach_norm(list(gradients))).double().square().sum()
 
 
 def _buckets(tensors: Sequence[Tensor], limit: int) -> Iterator[list[Tensor]]:
