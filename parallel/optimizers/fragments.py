@@ -113,7 +113,7 @@ class FragmentOptimizer(torch.optim.Optimizer):
         return chain.from_iterable(self._held.values())
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all groups that are in `param_groups` with the gradients of their flat tensors."""
         assert closure is None, "gradients are complete before the engine steps"
         for group in self.param_groups:

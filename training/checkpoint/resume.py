@@ -15,6 +15,7 @@ FIXED = (
     "training.global_batch_size",
     "training.sequence_length",
     "training.label_smoothing",
+    "training.z_loss",
     "optimizer.name",
 )
 """Sections and keys that say what is being trained."""
@@ -24,8 +25,9 @@ IN_THE_FINGERPRINT = ("training.seed", "training.sequence_length")
 
 MAY_CHANGE = (
     "parallel.*, training.steps, micro_batch_size, precision, recompute, eval_interval, eval_samples and device, "
-    "optimizer.lr, betas, eps, weight_decay and clip, schedule.*, monitoring.*, stability.*, alerts.*, checkpoint.*, "
-    "tracking.*, run.*, init_from, and data.sources.*.path for a copy of the same data"
+    "optimizer.lr, betas, eps, weight_decay, clip, muon_momentum, sam_rho and qk_clip, schedule.*, monitoring.*, "
+    "stability.*, alerts.*, checkpoint.*, tracking.*, run.*, init_from, and data.sources.*.path for a copy of the same "
+    "data"
 )
 
 NOT_SET = object()

@@ -54,6 +54,8 @@ def test_nothing_changed():
         "training.global_batch_size=32",
         "training.sequence_length=32",
         "training.label_smoothing=0.1",
+        "training.z_loss=0.1",
+        "optimizer.name=muon",
     ],
 )
 def test_what_is_trained_does_not_change(override):
@@ -70,6 +72,7 @@ def test_what_is_trained_does_not_change(override):
         (["training.steps=5000", "training.precision=bf16", "training.recompute=full", "training.eval_interval=7"], 1),
         (["training.micro_batch_size=1", "training.eval_samples=3", "training.device=cpu"], 1),
         (["optimizer.lr=0.5", "optimizer.betas=[0.5,0.6]", "optimizer.clip=0", "optimizer.weight_decay=0.1"], 1),
+        (["optimizer.muon_momentum=0.5", "optimizer.sam_rho=0.1", "optimizer.qk_clip=5"], 1),
         (["schedule.kind=cosine", "schedule.warmup_steps=3", "schedule.min_ratio=0"], 1),
         (["monitoring.interval=1", "checkpoint.interval=1", "tracking.kind=none", "run.name=x", "run.dir=y"], 1),
         (["data.sources.0.path=moved/elsewhere"], 1),
