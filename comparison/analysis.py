@@ -1,144 +1,154 @@
 """Numbers of a study, computed from its run folders alone. Works on a study of which only a part has run.
 
-Definitions
-- *Loss of a trial*: validation loss after its last step. A trial that diverged, or ended above its initial loss l_0,
-  counts as l_0 (the clipping of Wortsman et al. 2023, section 2).
-- *LR sensitivity* (Wortsman et al. 2023): mean over the study's own learning rates of min(loss, l_0) - l*, l* the
-  recipe's best. It depends on the grid, so it compares recipes within one study only. Computed seed by seed.
+Definitions (of trials: `comparison.trial_result`; of intervals and tests: `comparison.statistics`)
+- *Best learning rate*: that of the lowest mean loss over seeds, and the same one for all seeds. It is chosen with the
+  seeds that it is judged with, which flatters a recipe whose curve is noisy: the minimum of noisy means is too low.
+- *LR sensitivity* (Wortsman et al. 2023): mean over the study's own learning rates of min(loss, l_0) - l*, l* the loss
+  at the best learning rate. It depends on the grid, so it compares recipes within one study only. Seed by seed.
 - *Plateau*: the unbroken range of grid learning rates around the best whose loss is within 0.1 nat of the best.
-- *Collapse*: at a monitored step, more than a quarter of all heads have an entropy below a tenth of the causal maximum
-  log(T!)/T (the entropy of uniform causal attention). Without per-head arrays: a mean ratio below 0.3. The second
-  alarm, a logit above 1000, is reported beside it and does not by itself count as collapse.
-- *Spread*: sample standard deviation over seeds; none for a single seed.
 """
 
-import json
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from comparison.record import StudyRecord, read_record
+from comparison.statistics import Estimate
+from comparison.trial_result import TrialResult, read_trial
 
-from comparison.record import FAILURE, StudyRecord, TrialRecord, read_record
-from monitoring.recorder import read_metrics, read_signals, read_summary
-
-HEAD_RATIO, HEAD_SHARE, MEAN_RATIO, LOGIT_ALARM, PLATEAU_NATS = 0.1, 0.25, 0.3, 1e3, 0.1
-
-
-@dataclass(frozen=True)
-class TrialResult:
-    """What one trial left behind. Series are over its S monitored steps."""
-
-    recipe: str
-    lr: float
-    seed: int
-    run_dir: Path
-    config: Path
-    summary: dict[str, Any] | None
-    """summary.json, or None while the trial has not ended."""
-    failure: str | None
-    """Why the last attempt at the trial failed, if it did."""
-    step_S: NDArray[np.int64]
-    entropy_ratio_S: NDArray[np.float64]
-    max_logit_S: NDArray[np.float64]
-    head_step_S: NDArray[np.int64]
-    head_ratio_SLN: NDArray[np.float64]
-    """Entropy over the causal maximum, per layer and head; empty without per-head arrays."""
-    collapse_step: int | None
-
-    @property
-    def ended(self) -> bool:
-        return self.summary is not None
-
-    @property
-    def diverged(self) -> bool:
-        return self.summary is not None and self.summary["status"] == "diverged"
-
-    @property
-    def collapsed(self) -> bool:
-        return self.collapse_step is not None
-
-    @property
-    def loss(self) -> float:
-        """The trial's loss as defined above; nan while it has not ended."""
-        if self.summary is None:
-            return math.nan
-        initial, final = self.summary["initial_loss"], self.summary["val_loss"]
-        if not math.isfinite(initial):  # diverged in its first step
-            return math.inf
-        return min(final, initial) if final is not None and math.isfinite(final) else initial
-
-    @property
-    def worst_ratio(self) -> float:
-        return float(np.nanmin(self.entropy_ratio_S)) if np.isfinite(self.entropy_ratio_S).any() else math.nan
-
-    @property
-    def worst_logit(self) -> float:
-        return float(np.nanmax(self.max_logit_S)) if not np.isnan(self.max_logit_S).all() else math.nan
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean over seeds and sample standard deviation (None for a single seed)."""
-
-    mean: float
-    sd: float | None
-    count: int
-
-    @classmethod
-    def of(cls, values: Iterable[float]) -> "Spread":
-        values = [value for value in values if not math.isnan(value)]
-        if not values:
-            return cls(math.nan, None, 0)
-        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
-
-    def __format__(self, spec: str) -> str:
-        if self.count == 0:
-            return "-"
-        return f"{self.mean:{spec}}" if self.sd is None else f"{self.mean:{spec}} ± {self.sd:{spec}}"
+PLATEAU_NATS = 0.1
 
 
 @dataclass(frozen=True)
 class RecipeResult:
-    """One recipe over the grid."""
+    """One recipe (at one shape) over the grid of learning rates and seeds."""
 
     recipe: str
-    losses: dict[float, Spread]
+    ended: list[TrialResult]
+    losses: dict[float, Estimate]
     """Learning rate to loss, for the learning rates that have ended."""
+    by_seed: dict[int, dict[float, float]]
+    """Seed to learning rate to loss."""
     best_lr: float
-    best_loss: Spread
-    lr_sensitivity: Spread
+    lr_sensitivity: Estimate
+    sensitivity_by_seed: dict[int, float]
+    """Of the seeds that have the whole row."""
     plateau: tuple[float, float]
-    worst_ratio: float
-    worst_logit: float
-    collapsed: list[TrialResult]
-    diverged: list[TrialResult]
+
+    @property
+    def best_loss(self) -> Estimate:
+        return self.losses[self.best_lr]
 
     @property
     def plateau_decades(self) -> float:
         return math.log10(self.plateau[1] / self.plateau[0])
 
+    @property
+    def collapsed(self) -> list[TrialResult]:
+        return [trial for trial in self.ended if trial.collapsed]
+
+    @property
+    def rank_collapsed(self) -> list[TrialResult]:
+        return [trial for trial in self.ended if trial.rank_collapsed]
+
+    @property
+    def blew_up(self) -> list[TrialResult]:
+        """Diverged or ended above the initial loss."""
+        return [trial for trial in self.ended if trial.blew_up]
+
+    @property
+    def diverged(self) -> list[TrialResult]:
+        return [trial for trial in self.ended if trial.diverged]
+
+    @property
+    def stopped(self) -> list[TrialResult]:
+        """Ended early by the study."""
+        return [trial for trial in self.ended if trial.summary is None]
+
+    @property
+    def worst_ratio(self) -> float:
+        return _extreme(min, (trial.worst_ratio for trial in self.ended))
+
+    @property
+    def worst_logit(self) -> float:
+        return _extreme(max, (trial.worst_logit for trial in self.ended))
+
+    @property
+    def first_collapse(self) -> TrialResult | None:
+        """The trial whose attention collapsed after the fewest steps."""
+        return min(self.collapsed, key=lambda trial: trial.collapse_step or 0, default=None)
+
+    @property
+    def spikes_per_1000(self) -> float:
+        steps = sum(trial.logged_steps for trial in self.ended)
+        return 1000 * sum(trial.spikes for trial in self.ended) / steps if steps else math.nan
+
+    @property
+    def tokens_per_s(self) -> Estimate:
+        return Estimate.of(trial.tokens_per_s for trial in self.ended)
+
+    @property
+    def peak_memory(self) -> float:
+        return _extreme(max, (trial.peak_memory for trial in self.ended))
+
+    def at(self, lr: float, seeds: Iterable[int]) -> list[float]:
+        """Losses at a learning rate, nan where a seed has none."""
+        return [self.by_seed.get(seed, {}).get(lr, math.nan) for seed in seeds]
+
+    def bound_at(self, lr: float) -> bool:
+        return lr in self.losses and self.losses[lr].bound
+
 
 @dataclass(frozen=True)
 class StudyResult:
-    """A study, analysed."""
+    """A study, or that part of one which has one shape, analysed."""
 
     record: StudyRecord
+    shape: str
     trials: list[TrialResult]
     recipes: dict[str, RecipeResult]
-    """Only recipes of which at least one trial has ended."""
-    missing: list[TrialResult]
+    """Only recipes of which at least one trial has ended; in the order of the study."""
+
+    @property
+    def missing(self) -> list[TrialResult]:
+        return [trial for trial in self.trials if not trial.ended]
 
     @property
     def single_seed(self) -> bool:
         return len(self.record.seeds) == 1
 
+    @property
+    def baseline(self) -> RecipeResult | None:
+        """The study's first recipe, if a trial of it has ended."""
+        return self.recipes.get(next(iter(self.record.recipes)))
+
+    @property
+    def leader(self) -> RecipeResult:
+        """The recipe of the lowest mean loss, whether or not it is told apart from the others."""
+        return min(self.recipes.values(), key=lambda recipe: recipe.best_loss.mean)
+
+    @property
+    def complete_rows(self) -> bool:
+        """Whether every recipe with results has ended at every learning rate."""
+        return all(len(recipe.losses) == len(self.record.learning_rates) for recipe in self.recipes.values())
+
+    @property
+    def steps(self) -> int:
+        """Of the longest trial."""
+        return max((trial.record.steps for trial in self.trials), default=0) or self.record.steps
+
     def of(self, recipe: str, lr: float) -> list[TrialResult]:
-        return [trial for trial in self.trials if trial.recipe == recipe and trial.lr == lr]
+        return self._by_cell.get((recipe, lr), [])
+
+    @cached_property
+    def _by_cell(self) -> dict[tuple[str, float], list[TrialResult]]:
+        cells: dict[tuple[str, float], list[TrialResult]] = {}
+        for trial in self.trials:
+            cells.setdefault((trial.recipe, trial.lr), []).append(trial)
+        return cells
 
     @property
     def telling_lr(self) -> float | None:
@@ -151,61 +161,80 @@ class StudyResult:
         return divided[(len(divided) - 1) // 2] if divided else None
 
 
-def analyse(study_dir: Path) -> StudyResult:
-    """Read and analyse a study folder. Raises: DataError where the folder holds no study."""
+@dataclass(frozen=True)
+class Analysis:
+    """A study folder: its record and, for each shape, its numbers."""
+
+    dir: Path
+    record: StudyRecord
+    parts: dict[str, StudyResult]
+    """Shape to its part; one part named "" for a study without shapes."""
+
+    @property
+    def trials(self) -> list[TrialResult]:
+        return [trial for part in self.parts.values() for trial in part.trials]
+
+    @property
+    def missing(self) -> list[TrialResult]:
+        return [trial for trial in self.trials if not trial.ended]
+
+    @property
+    def with_results(self) -> dict[str, StudyResult]:
+        """The parts of which a trial has ended."""
+        return {shape: part for shape, part in self.parts.items() if part.recipes}
+
+
+def analyse(study_dir: Path) -> Analysis:
+    """Read and analyse a study folder. Raises: DataError where the folder holds no study, or a damaged one."""
     record = read_record(study_dir)
-    trials = [read_trial(study_dir, trial) for trial in record.trials]
-    ended = [trial for trial in trials if trial.ended]
-    recipes = {
-        name: _recipe_result(name, [trial for trial in ended if trial.recipe == name])
-        for name in record.recipes
-        if any(trial.recipe == name for trial in ended)
+    return analysed(study_dir, record, [read_trial(study_dir, trial) for trial in record.trials])
+
+
+def analysed(study_dir: Path, record: StudyRecord, trials: Sequence[TrialResult]) -> Analysis:
+    """The same, of trials that have been read."""
+    parts = {}
+    for shape in record.shapes or [""]:
+        here = [trial for trial in trials if trial.record.shape == shape]
+        recipes = {
+            name: recipe_result(name, ended)
+            for name in record.recipes
+            if (ended := [trial for trial in here if trial.recipe == name and trial.ended])
+        }
+        parts[shape] = StudyResult(record, shape, here, recipes)
+    return Analysis(study_dir, record, parts)
+
+
+def recipe_result(recipe: str, ended: list[TrialResult]) -> RecipeResult:
+    """The numbers of one recipe from its ended trials, at least one."""
+    grid = sorted({trial.lr for trial in ended})
+    cells = {lr: [trial for trial in ended if trial.lr == lr] for lr in grid}
+    losses = {
+        lr: Estimate.of((trial.loss for trial in cell), bound=any(trial.bound for trial in cell))
+        for lr, cell in cells.items()
     }
-    return StudyResult(record, trials, recipes, [trial for trial in trials if not trial.ended])
-
-
-def read_trial(study_dir: Path, trial: TrialRecord) -> TrialResult:
-    """Read one run folder; a trial that has not started has empty series."""
-    run_dir = study_dir / trial.run_dir
-    measured = [line for line in read_metrics(run_dir) if "entropy_ratio" in line]
-    step_S = np.array([line["step"] for line in measured], dtype=np.int64)
-    ratio_S = np.array([line["entropy_ratio"] for line in measured], dtype=np.float64)
-    head_step_S, head_ratio_SLN = read_signals(run_dir, "entropy_ratio")
-    return TrialResult(
-        recipe=trial.recipe,
-        lr=trial.lr,
-        seed=trial.seed,
-        run_dir=run_dir,
-        config=study_dir / trial.config,
-        summary=read_summary(run_dir),
-        failure=_failure(run_dir),
-        step_S=step_S,
-        entropy_ratio_S=ratio_S,
-        max_logit_S=np.array([line.get("max_logit", math.nan) for line in measured], dtype=np.float64),
-        head_step_S=head_step_S,
-        head_ratio_SLN=head_ratio_SLN,
-        collapse_step=collapse_step(step_S, ratio_S, head_step_S, head_ratio_SLN),
+    means = {lr: estimate.mean for lr, estimate in losses.items()}
+    best_lr = min(grid, key=lambda lr: means[lr])
+    seeds = sorted({trial.seed for trial in ended})
+    by_seed = {seed: {trial.lr: trial.loss for trial in ended if trial.seed == seed} for seed in seeds}
+    sensitivity = {seed: lr_sensitivity(row, best_lr) for seed, row in by_seed.items() if len(row) == len(grid)}
+    shown = list(sensitivity.values()) or [lr_sensitivity(means, best_lr)]
+    return RecipeResult(
+        recipe=recipe,
+        ended=ended,
+        losses=losses,
+        by_seed=by_seed,
+        best_lr=best_lr,
+        lr_sensitivity=Estimate.of(shown, bound=any(estimate.bound for estimate in losses.values())),
+        sensitivity_by_seed=sensitivity,
+        plateau=plateau(means),
     )
 
 
-def collapse_step(
-    step_S: NDArray[np.int64],
-    ratio_S: NDArray[np.float64],
-    head_step_S: NDArray[np.int64],
-    head_ratio_SLN: NDArray[np.float64],
-) -> int | None:
-    """First monitored step at which attention has collapsed (definition above), or None."""
-    if head_step_S.size:
-        share_S = (head_ratio_SLN < HEAD_RATIO).reshape(head_step_S.size, -1).mean(axis=1)
-        steps = head_step_S[share_S > HEAD_SHARE]
-    else:
-        steps = step_S[ratio_S < MEAN_RATIO]
-    return int(steps[0]) if steps.size else None
-
-
-def lr_sensitivity(losses: Sequence[float]) -> float:
-    """Mean distance from the best over the grid, of losses already clipped at l_0 (Wortsman et al. 2023, eq. 1)."""
-    return statistics.fmean(losses) - min(losses)
+def lr_sensitivity(losses: dict[float, float], best_lr: float) -> float:
+    """Mean distance over the grid from the loss at the best learning rate, of losses already clipped at l_0 (Wortsman
+    et al. 2023, eq. 1); nan where the best is not finite."""
+    best = losses[best_lr]
+    return statistics.fmean(losses.values()) - best if math.isfinite(best) else math.nan
 
 
 def plateau(losses: dict[float, float]) -> tuple[float, float]:
@@ -221,32 +250,5 @@ def plateau(losses: dict[float, float]) -> tuple[float, float]:
     return grid[first], grid[last]
 
 
-def _recipe_result(recipe: str, ended: list[TrialResult]) -> RecipeResult:
-    grid = sorted({trial.lr for trial in ended})
-    losses = {lr: Spread.of(trial.loss for trial in ended if trial.lr == lr) for lr in grid}
-    means = {lr: spread.mean for lr, spread in losses.items()}
-    best_lr = min(grid, key=lambda lr: means[lr])
-    seeds = sorted({trial.seed for trial in ended})
-    by_seed = [[trial.loss for trial in ended if trial.seed == seed] for seed in seeds]
-    whole = [row for row in by_seed if len(row) == len(grid)] or [list(means.values())]
-    return RecipeResult(
-        recipe=recipe,
-        losses=losses,
-        best_lr=best_lr,
-        best_loss=losses[best_lr],
-        lr_sensitivity=Spread.of(lr_sensitivity(row) for row in whole),
-        plateau=plateau(means),
-        worst_ratio=_extreme(min, (trial.worst_ratio for trial in ended)),
-        worst_logit=_extreme(max, (trial.worst_logit for trial in ended)),
-        collapsed=[trial for trial in ended if trial.collapsed],
-        diverged=[trial for trial in ended if trial.diverged],
-    )
-
-
-def _failure(run_dir: Path) -> str | None:
-    path = run_dir / FAILURE
-    return json.loads(path.read_text(encoding="utf-8"))["reason"] if path.exists() else None
-
-
-def _extreme(pick: Any, values: Iterable[float]) -> float:
+def _extreme(pick: Callable[..., float], values: Iterable[float]) -> float:
     return pick((value for value in values if not math.isnan(value)), default=math.nan)

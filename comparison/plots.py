@@ -15,7 +15,8 @@ from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from comparison import verdict
-from comparison.analysis import LOGIT_ALARM, PLATEAU_NATS, StudyResult, TrialResult
+from comparison.analysis import PLATEAU_NATS, StudyResult
+from comparison.trial_result import LOGIT_ALARM, TrialResult
 from monitoring.style import LIGHT, MARKERS, Theme, end_labels, lr_text
 
 Series = NDArray[np.float64]

@@ -15,17 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from comparison import plots, verdict
-from comparison.analysis import (
-    HEAD_RATIO,
-    HEAD_SHARE,
-    LOGIT_ALARM,
-    PLATEAU_NATS,
-    RecipeResult,
-    Spread,
-    StudyResult,
-    TrialResult,
-    analyse,
-)
+from comparison.analysis import PLATEAU_NATS, RecipeResult, StudyResult, analyse
+from comparison.statistics import Estimate as Spread
+from comparison.trial_result import HEAD_RATIO, HEAD_SHARE, LOGIT_ALARM, TrialResult
 from configs.atomic import write_atomically
 from configs.errors import DataError
 from monitoring.style import DARK, LIGHT, Theme, lr_text
@@ -136,7 +128,7 @@ def _last(group: list[TrialResult], key: str, write_number: Callable[[float], st
 
 
 def _analysed(study_dir: Path) -> StudyResult:
-    result = analyse(study_dir)
+    result = next(iter(analyse(study_dir).parts.values()))
     if not result.recipes:
         raise DataError(f"{study_dir}: no trial has ended yet; run `steadytrain sweep {result.record.source}`")
     return result

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from comparison.analysis import RecipeResult, StudyResult, TrialResult
+from comparison.analysis import RecipeResult, StudyResult
+from comparison.trial_result import TrialResult
 from monitoring.style import lr_text
 
 CLEAR_NATS = 0.1

@@ -122,7 +122,7 @@ def alive(runs: Runs) -> list[str]:
 
 def numbers(folder: Path) -> dict[str, list]:
     """What the report says, from the run folders alone."""
-    result = analyse(folder)
+    result = analyse(folder).parts[""]
     return {
         "trials": [(trial.recipe, trial.lr, trial.seed, trial.loss, trial.collapse_step) for trial in result.trials],
         "recipes": [(name, r.best_loss, r.best_lr, r.lr_sensitivity) for name, r in result.recipes.items()],
