@@ -13,7 +13,7 @@ import math
 import os
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ class Curve:
             self._steps.append(record["step"])
             self._losses.append(float(record["loss"]))
 
-    def last(self, count: int) -> array[float]:
+    def last(self, count: int) -> Sequence[float]:
         """The losses of the newest `count` steps, or of as many as there are."""
         return self._losses[-count:]
 
@@ -143,5 +143,5 @@ def _stopped(curve: Curve, rule: str, reason: str) -> Stopped:
     return Stopped(curve.step, _mean(curve.last(SMOOTHED_STEPS)), curve.initial, rule, reason)
 
 
-def _mean(losses: array[float]) -> float:
+def _mean(losses: Sequence[float]) -> float:
     return math.fsum(losses) / len(losses) if all(map(math.isfinite, losses)) else math.inf

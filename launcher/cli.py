@@ -2,12 +2,15 @@
 
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from configs.commands import DIVERGED, INTERRUPTED, Commands
 from configs.errors import ConfigError
+
+if TYPE_CHECKING:
+    from comparison.selection import Selection
 
 app = typer.Typer(
     cls=Commands,
@@ -455,6 +458,13 @@ def sweep(
         typer.Argument(help="Values that replace those of every trial.", metavar="[key.sub=value]..."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine holds.", min=1)] = None,
+    recipes: Annotated[str | None, typer.Option(help="Only these recipes: a,b.", show_default=False)] = None,
+    shapes: Annotated[str | None, typer.Option(help="Only these shapes: a,b.", show_default=False)] = None,
+    learning_rates: Annotated[
+        str | None, typer.Option(help="Only these learning rates: 1e-3,1e-2.", show_default=False)
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1.", show_default=False)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")] = False,
     cluster: Annotated[
         str | None, typer.Option(help="Queue the trials on this site instead, as an array of jobs.", show_default=False)
     ] = None,
@@ -463,20 +473,31 @@ def sweep(
     time: Annotated[str | None, typer.Option(help="Time limit of each trial (with --cluster).")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition (with --cluster).")] = None,
 ) -> None:
-    """Run a study's trials (recipes x learning rates x seeds) here or on a cluster; resumes where it stopped.
+    """Run a study's trials (recipes x shapes x learning rates x seeds) here or on a cluster; resumes where it stopped.
 
     \b
     Examples:
       steadytrain sweep configs/studies/demo.yaml --jobs 2
       steadytrain sweep configs/studies/demo.yaml run.dir=runs/short training.steps=20
+      steadytrain sweep configs/studies/stabilisers.yaml --dry-run
+      steadytrain sweep configs/studies/stabilisers.yaml --recipes pre-ln,qk-norm --seeds 0
       steadytrain sweep configs/studies/demo.yaml --cluster mysite.yaml --jobs 8
     """
+    from comparison.selection import Selection
+
+    only = Selection(recipes, shapes, learning_rates, seeds)
+    if dry_run:
+        from comparison.plan import dry_run as plan
+
+        typer.echo("\n".join(plan(study, overrides or [], only)))
+        return
     if cluster is not None:
-        _sweep_on(cluster, study, overrides or [], jobs, nodes, tasks_per_node, time, partition)
+        options = {"nodes": nodes, "tasks_per_node": tasks_per_node, "time": time, "partition": partition}
+        _sweep_on(cluster, study, overrides or [], jobs, only, options)
         return
     from comparison.sweep import sweep
 
-    folder = sweep(study, overrides or [], jobs=jobs)
+    folder = sweep(study, overrides or [], jobs=jobs, only=only)
     typer.echo(f"{folder}: study finished; its table and report: steadytrain compare {folder}")
 
 
@@ -485,15 +506,12 @@ def _sweep_on(
     study: Path,
     overrides: list[str],
     jobs: int | None,
-    nodes: str | None,
-    tasks_per_node: int | None,
-    time: str | None,
-    partition: str | None,
+    only: "Selection",
+    options: dict[str, str | int | None],
 ) -> None:
     from launcher.jobs.sweep import sweep
 
-    options = {"nodes": nodes, "tasks_per_node": tasks_per_node, "time": time, "partition": partition}
-    swept = sweep(study, overrides, cluster, options, at_once=jobs)
+    swept = sweep(study, overrides, cluster, options, at_once=jobs, only=only)
     kept = f", {swept.kept} have a result" if swept.kept else ""
     kept += f", {swept.under_way} under way already" if swept.under_way else ""
     if swept.compare_id is None:

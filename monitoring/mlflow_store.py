@@ -194,7 +194,18 @@ def mark_cancelled(config: Config, run_dir: Path) -> None:
     _mark(config, run_dir, "cancelled", "KILLED", instead_of=("RUNNING", "KILLED"))
 
 
-def _mark(config: Config, run_dir: Path, tag: str, status: str, *, instead_of: tuple[str, ...]) -> None:
+def mark_stopped(config: Config, run_dir: Path, reason: str) -> None:
+    """Close the MLflow run of a trial that its sweep has ended early, and say why; also of one that had to be killed.
+
+    Raises: nothing; a store that fails is reported on stderr.
+    """
+    instead_of = ("RUNNING", "KILLED", "FAILED")
+    _mark(config, run_dir, "stopped early", "KILLED", instead_of=instead_of, reason=reason)
+
+
+def _mark(
+    config: Config, run_dir: Path, tag: str, status: str, *, instead_of: tuple[str, ...], reason: str | None = None
+) -> None:
     id_file = run_dir / RUN_ID
     if config.tracking.kind == "none" or not id_file.exists():
         return
@@ -205,6 +216,8 @@ def _mark(config: Config, run_dir: Path, tag: str, status: str, *, instead_of: t
         killed = tag == "cancelled" and run.data.tags.get(REASON_TAG) == LOST  # the watchdog was faster
         if run.info.status in instead_of or killed:
             client.set_tag(run_id, STATUS_TAG, tag)
+            if reason is not None:
+                client.set_tag(run_id, REASON_TAG, reason)
             client.set_terminated(run_id, status=status)
     except Exception as error:  # noqa: BLE001 (whatever store or network do, it must not hide how the run ended)
         sys.stderr.write(failure(uri, error) + "\n")

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from comparison.record import FAILURE
+from comparison.selection import ALL, Selection
 from comparison.study import Study, Trial, load_study
-from comparison.sweep import alone, conclude, open_study_run, prepare, unfinished
+from comparison.sweep import alone, conclude, open_study_run
+from comparison.trials import prepare, unfinished
 from configs.checks import Impossible, resolve
 from configs.errors import ConfigError, LaunchError
 from configs.load import load
@@ -67,24 +69,33 @@ class CompareJob:
 
 
 def sweep(
-    path: Path, overrides: Sequence[str], cluster: str, options: Mapping[str, Any], *, at_once: int | None
+    path: Path,
+    overrides: Sequence[str],
+    cluster: str,
+    options: Mapping[str, Any],
+    *,
+    at_once: int | None,
+    only: Selection = ALL,
 ) -> Swept:
     """Queue the trials that have no result and are not queued yet, `at_once` at a time, and the comparison after them.
+
+    `only`: the part of the study to queue now. Nobody looks at a study's `stopping` here: each job runs to its end.
 
     Raises ConfigError, DataError (study, site, a trial that does not fit it), LaunchError (no Slurm, or it refuses);
     then no trial is queued.
     """
     site = load_site(cluster, options)
     study = load_study(path, [*overrides, f"run.dir={_absolute_runs(path, overrides)}"])
+    asked = only.of(study)
     _check_layouts(site, study)
     executors.require_slurm()
     executors.validate(_script(study, site, at_once), site.resources.partition)
     _make_folder(study)
     with alone(study):
-        without_result = unfinished(study)
+        without_result = unfinished(study, asked)
         alive = _under_way(without_result)
         pending = [trial for trial in without_result if trial.config.run_dir not in alive]
-        kept, under_way = len(study.trials) - len(without_result), len(alive)
+        kept, under_way = len(asked) - len(without_result), len(alive)
         if not pending:
             return Swept(study.dir, [], None, kept, under_way)
         # Not closed: the study's MLflow run goes on until the comparing job ends it.

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from typer.testing import CliRunner
 
+from comparison.selection import Selection
 from configs.errors import DataError, LaunchError
 from launcher.cli import app
 from launcher.outcome import Outcome
@@ -173,14 +174,14 @@ def test_mistakes_of_prepare_are_one_line(arguments, message, tmp_path, monkeypa
 def test_sweep_and_compare_pass_their_arguments_on(monkeypatch):
     calls = []
 
-    def sweep(path, overrides, *, jobs):
-        calls.append((path, overrides, jobs))
+    def sweep(path, overrides, *, jobs, only):
+        calls.append((path, overrides, jobs, only))
         return Path("runs/demo")
 
     monkeypatch.setattr("comparison.sweep.sweep", sweep)
     monkeypatch.setattr("comparison.report.write", lambda folder: folder / "report.html")
-    result = run("sweep", "s.yaml", "--jobs", "2", "training.steps=5")
-    assert calls == [(Path("s.yaml"), ["training.steps=5"], 2)]
+    result = run("sweep", "s.yaml", "--jobs", "2", "training.steps=5", "--recipes", "a,b", "--seeds", "0")
+    assert calls == [(Path("s.yaml"), ["training.steps=5"], 2, Selection(recipes="a,b", seeds="0"))]
     assert result.output == "runs/demo: study finished; its table and report: steadytrain compare runs/demo\n"
     monkeypatch.setattr("comparison.report.table", lambda folder: f"table of {folder}")
     assert run("compare", "runs/demo").output == "table of runs/demo\nreport: runs/demo/report.html\n"
