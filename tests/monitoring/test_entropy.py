@@ -17,10 +17,13 @@ from monitoring.entropy import attention_statistics, causal_maximum, entropy_low
 K = 16
 
 
-def full_matrix(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def full_matrix(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: float = math.inf) -> tuple[Tensor, Tensor]:
     """Entropy and largest logit of every row from the whole attention matrix, in float64."""
     q, k = q_BHTK.double(), k_BGTK.double().repeat_interleave(q_BHTK.shape[1] // k_BGTK.shape[1], 1)
-    scores = (q @ k.transpose(-1, -2) * scale).masked_fill(torch.ones(q.shape[2], q.shape[2]).triu(1).bool(), -math.inf)
+    scores = q @ k.transpose(-1, -2) * scale
+    if cap < math.inf:
+        scores = cap * torch.tanh(scores / cap)
+    scores = scores.masked_fill(torch.ones(q.shape[2], q.shape[2]).triu(1).bool(), -math.inf)
     log_a = scores.log_softmax(-1)
     return -(log_a.exp() * log_a.masked_fill(log_a == -math.inf, 0)).sum(-1), scores.amax(-1)
 
@@ -60,6 +63,25 @@ def test_bound_of_every_row_from_its_spread(length: int, groups: int, sharpness:
     torch.testing.assert_close(ours.bound_BHT.double(), expected, rtol=0, atol=1e-4)
     assert (ours.entropy_BHT - ours.bound_BHT >= -1e-4).all()
     assert (ours.bound_BHT[..., 1:] > 0).any() or length == 1 or sharpness == 10
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0, 300.0], ids=lambda s: f"sharpness {s}")
+@pytest.mark.parametrize(("length", "groups"), [(1, 4), (64, 2), (257, 1), (1500, 2)])
+def test_capped_logits_equal_the_full_matrix(length: int, groups: int, sharpness: float) -> None:
+    """Entropy, largest logit and bound of cap * tanh(s / cap), from logits it hardly bends to ones it flattens."""
+    q, k = heads(length, sharpness, groups)
+    cap = 20.0
+    entropy, largest = full_matrix(q, k, K**-0.5, cap)
+    ours = attention_statistics(q, k, K**-0.5, cap)
+    torch.testing.assert_close(ours.entropy_BHT.double(), entropy, rtol=0, atol=1e-4)
+    torch.testing.assert_close(ours.max_logit_BHT.double(), largest, rtol=1e-5, atol=1e-5)
+    scores = q.double() @ k.double().repeat_interleave(4 // groups, 1).transpose(-1, -2) * K**-0.5
+    scores = cap * torch.tanh(scores / cap)
+    spread = torch.stack(
+        [scores[:, :, i, : i + 1].var(-1, unbiased=False).mul(i + 1).sqrt() for i in range(length)], -1
+    )
+    expected = entropy_lower_bound(spread, torch.arange(1, length + 1))
+    torch.testing.assert_close(ours.bound_BHT.double(), expected, rtol=0, atol=1e-4)
 
 
 def test_sharp_heads_are_really_collapsed() -> None:

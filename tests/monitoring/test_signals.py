@@ -54,6 +54,14 @@ MORE = {
     "qk+v, fused gate and up": (2, LLAMA | {"reparam": {"kind": "sigma", "qkv": "qk+v", "gate_up": "fused"}}, {}, {}),
     "low rank": (2, LLAMA | {"low_rank": {"targets": ["q", "k", "v"]}}, {"tp": 2, "sequence_parallel": True}, {}),
     "low rank per head, queries and keys": (2, {"low_rank": {"targets": ["q", "k"], "per_head": True}}, {"tp": 2}, {}),
+    "peri, LayerScale, capped logits, normed embeddings": (
+        2,
+        {"norm_placement": "peri", "residual": {"kind": "layerscale"}, "embedding_norm": True}
+        | {"attention_softcap": 1.0, "logit_softcap": 2.0},
+        {"tp": 2, "sequence_parallel": True},
+        {},
+    ),
+    "reordered, Xavier, z-loss": (2, {"norm_placement": "reordered", "init": "xavier"}, {"tp": 2}, {"z_loss": 1e-2}),
     "tp2 dp2 ZeRO-2, sequence parallel": (4, LLAMA, {"tp": 2, "zero_stage": 2, "sequence_parallel": True}, {}),
     "pp2 dp2 ZeRO-1": (4, {}, {"pp": 2, "zero_stage": 1}, {"micro_batch_size": 2}),
     "tp2 pp2 dp2 zbv ZeRO-2": (
