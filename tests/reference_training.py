@@ -61,20 +61,28 @@ def sharpen(model: DenseDecoder, tokens_BT: Tensor, targets_BT: Tensor) -> float
 def shrink(model: DenseDecoder, name: str, largest_H: Tensor) -> float:
     """QK-Clip of one attention layer, head by head, given each head's largest logit; how many heads are clipped."""
     shape, threshold = model.config.model, model.config.optimizer.qk_clip
-    K, H, G = shape.head_size, shape.heads, shape.key_value_heads
-    weight = model.parameters[f"{name}.qkv.weight"]
+    K, H = shape.head_size, shape.heads
+    places = [projection(model, name, block) for block in ("q", "k")]
     if shape.reparam.kind == "sigma":
         if largest_H.max() <= threshold:
             return 0.0
-        for matrix in model.matrices:
-            if matrix.weight == f"{name}.qkv.weight" and matrix.rows.start < (H + G) * K:
-                model.parameters[matrix.gamma][matrix.index] *= (threshold / largest_H.max()) ** 0.5
+        for m in model.matrices:
+            if any(m.weight == weight and m.rows.start <= first < m.rows.stop for weight, first in places):
+                model.parameters[m.gamma][m.index] *= (threshold / largest_H.max()) ** 0.5
         return float(H)
+    powers = (1.0, 0.0) if shape.key_value_heads < H else (0.5, 0.5)
     for head in (largest_H > threshold).nonzero().flatten().tolist():
-        factor, first = threshold / largest_H[head], head * K
-        if G < H:
-            weight[first : first + K] *= factor
-        else:
-            weight[first : first + K] *= factor**0.5
-            weight[H * K + first : H * K + first + K] *= factor**0.5
+        for (weight, first), power in zip(places, powers, strict=True):
+            if power:
+                model.parameters[weight][first + head * K : first + (head + 1) * K] *= (
+                    threshold / largest_H[head]
+                ) ** power
     return float((largest_H > threshold).sum())
+
+
+def projection(model: DenseDecoder, name: str, block: str) -> tuple[str, int]:
+    """The weight whose rows make the heads of queries or keys, and the first of these rows."""
+    low_rank = block in model.config.model.low_rank.targets
+    rows = model.projection_rows(low_rank=low_rank)
+    first = sum(list(rows.values())[: list(rows).index(block)])
+    return f"{name}.{'low_rank' if low_rank else 'qkv'}.weight", first

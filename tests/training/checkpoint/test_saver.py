@@ -22,7 +22,8 @@ from training.journal import Journal, Summary
 from training.run import train
 
 TP2_PP2 = ["parallel.tp=2", "parallel.pp=2"]
-SAME = ("loss", "grad_norm", "lr", "val_loss", "entropy_mean", "entropy_min", "max_logit", "sigma_max", "gamma_max")
+NUMBERS = ("loss", "grad_norm", "lr", "val_loss", "sharpness", "qk_clipped")
+SAME = (*NUMBERS, "entropy_mean", "entropy_min", "max_logit", "sigma_max", "gamma_max")
 SHORT = ["checkpoint.interval=3", "monitoring.interval=2", "training.eval_interval=4", "training.eval_samples=16"]
 
 
