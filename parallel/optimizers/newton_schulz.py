@@ -18,7 +18,8 @@ def orthogonalise(matrix_NM: Tensor) -> Tensor:
     """
     a, b, c = COEFFICIENTS
     wide = matrix_NM if matrix_NM.shape[0] <= matrix_NM.shape[1] else matrix_NM.T
-    x = wide / wide.norm().clamp(min=torch.finfo(wide.dtype).tiny)
+    x = wide / wide.abs().max().clamp(min=torch.finfo(wide.dtype).tiny)  # squares of tiny gradients are zero
+    x = x / x.norm().clamp(min=1.0)
     for _ in range(STEPS):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
