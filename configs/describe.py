@@ -104,6 +104,9 @@ def _kind(kind: Any, info: FieldInfo) -> str:
     if get_origin(kind) is Literal:
         return either(get_args(kind))
     if get_origin(kind) is tuple:
+        first, *_, last = get_args(kind)
+        if last is Ellipsis:
+            return f"a list of {either(get_args(first))}"
         return f"a list of {len(get_args(kind))} numbers"
     section = section_of(info)
     if section is not None:

@@ -134,7 +134,8 @@ def _low_rank(config: Config) -> Iterator[Problem]:
     if not low_rank.per_head and model.low_rank_size % config.parallel.tp:
         yield Problem(
             "model.low_rank.rank",
-            f"= {model.low_rank_size} must be a multiple of parallel.tp = {config.parallel.tp}, whose ranks share it",
+            f"the inner width, {model.low_rank_size}, must be a multiple of parallel.tp = {config.parallel.tp}, whose "
+            "ranks share it",
             low_rank.rank,
             ("parallel.tp",),
         )

@@ -17,6 +17,8 @@ training: {steps: 20, global_batch_size: 16, sequence_length: 64}
 """
 INTERLEAVED = "parallel.schedule=interleaved_1f1b"
 PP2 = "parallel.pp=2"
+NO_NORM, SIGMA = "model.norm=none", "model.reparam.kind=sigma"
+DEEPNORM, QK_CLIP, LOW_RANK = "model.residual.kind=deepnorm", "optimizer.qk_clip=100", "model.low_rank.targets=[q]"
 
 WRONG_VALUES = {
     "unknown key": (["model.layerz=3"], "model.layerz: no such key; did you mean model.layers?"),
@@ -50,6 +52,10 @@ WRONG_VALUES = {
     "betas": (["optimizer.betas=[0.9, 1]"], "optimizer.betas = [0.9, 1.0]: must be two numbers >= 0 and < 1"),
     "no source": (["data.sources=[]"], "data.sources = []: must have at least one entry, for example [{path: "),
     "source without a path": (["data.sources=[{weight: 1}]"], "data.sources.0.path: must be set: Folder written by "),
+    "not in the list": (
+        ["model.low_rank.targets=[q, x]"],
+        "model.low_rank.targets = [q, x]: must be a list of q, k or v",
+    ),
     "weight": (["data.sources.0.weight=-1"], "data.sources.0.weight = -1: must be a number > 0"),
     "index": (["data.sources.1.path=x"], "data.sources.1.path: data.sources has 1 entry, counted from 0; "),
     "run name": (
@@ -166,6 +172,79 @@ IMPOSSIBLE = {
     "processes and tp": (
         ["--nproc", "3", "parallel.tp=2"],
         "parallel.tp = 2: parallel.tp x pp = 2 x 1 = 2 must divide the number of processes, 3 (2, 4, 6, ... processes",
+    ),
+    "placement of no norms": (
+        [NO_NORM, "model.norm_placement=peri"],
+        "model.norm_placement = peri: places norms that model.norm = none does not have; leave it at pre, or choose ",
+    ),
+    "embedding norm without norms": (
+        [NO_NORM, "model.embedding_norm=true"],
+        "model.embedding_norm = true: must be false with model.norm = none; choose layernorm or rmsnorm",
+    ),
+    "deepnorm before the norm": (
+        [DEEPNORM],
+        "model.residual.kind = deepnorm: deepnorm is N(alpha x + f(x)): it needs model.norm_placement = post",
+    ),
+    "deepnorm and sigmaReparam": (
+        [DEEPNORM, "model.norm_placement=post", SIGMA],
+        "model.residual.kind = deepnorm: deepnorm scales the initial weights, which model.reparam with gamma_init = "
+        "one does not see: W / sigma(W) is the same; set model.reparam.gamma_init = sigma",
+    ),
+    "deepnorm and depth-scaled weights": (
+        [DEEPNORM, "model.norm_placement=post", "model.depth_scaled_init=true"],
+        "model.depth_scaled_init = true: must be false with model.residual.kind = deepnorm, which scales the same ",
+    ),
+    "start of no LayerScale": (
+        ["model.residual.layerscale_init=0.1"],
+        "model.residual.layerscale_init = 0.1: is for model.residual.kind = layerscale; with plain it would do nothing",
+    ),
+    "QK-Clip and QK-norm": (
+        [QK_CLIP, "model.qk_norm=true"],
+        "optimizer.qk_clip = 100.0: must be 0 with model.qk_norm = true: queries and keys are normalised, so ",
+    ),
+    "QK-Clip and a cap": (
+        [QK_CLIP, "model.attention_softcap=50"],
+        "optimizer.qk_clip = 100.0: must be 0 with model.attention_softcap: both bound the same logits; take one",
+    ),
+    "QK-Clip and biases": (
+        [QK_CLIP, "model.bias=true"],
+        "optimizer.qk_clip = 100.0: must be 0 with model.bias = true: biases of queries and keys do not shrink with ",
+    ),
+    "QK-Clip and one gamma for all": (
+        [QK_CLIP, SIGMA, "model.reparam.qkv=qkv"],
+        "optimizer.qk_clip = 100.0: must be 0 with model.reparam.qkv = qkv: its one gamma scales the values too; take ",
+    ),
+    "rank of no low-rank projection": (
+        ["model.low_rank.rank=8"],
+        "model.low_rank.rank = 8: is for the projections in model.low_rank.targets, and there are none (q, k, v)",
+    ),
+    "heads of no low-rank projection": (
+        ["model.low_rank.per_head=true"],
+        "model.low_rank.per_head = true: is for the projections in model.low_rank.targets, and there are none (",
+    ),
+    "a projection twice": (
+        ["model.low_rank.targets=[q, q]"],
+        "model.low_rank.targets = [q, q]: each projection may occur once",
+    ),
+    "rank above the width": (
+        [LOW_RANK, "model.low_rank.rank=65"],
+        "model.low_rank.rank = 65: must be at most 64: a product of larger factors has no lower rank",
+    ),
+    "rank above the head's width": (
+        [LOW_RANK, "model.low_rank.rank=17", "model.low_rank.per_head=true"],
+        "model.low_rank.rank = 17: must be at most 16: a product of larger factors has no lower rank",
+    ),
+    "rank and tp": (
+        [LOW_RANK, "model.low_rank.rank=7", "parallel.tp=2"],
+        "model.low_rank.rank = 7: the inner width, 7, must be a multiple of parallel.tp = 2, whose ranks share it",
+    ),
+    "low rank and one gamma for several": (
+        [LOW_RANK, SIGMA, "model.reparam.qkv=qk+v"],
+        "model.reparam.qkv = qk+v: must be separate with model.low_rank.targets: factors are matrices of their own",
+    ),
+    "low rank and biases": (
+        [LOW_RANK, "model.bias=true"],
+        "model.low_rank.targets = [q]: must be empty with model.bias = true: which factor a bias belongs to is not ",
     ),
     "wsd without decay": (["schedule.kind=wsd"], "schedule.decay_steps = 0 (default): must be at least 1 with "),
     "wsd longer than the run": (
