@@ -33,6 +33,8 @@ class Summary:
     tokens_per_s: float
     wall_s: float
     parameters: int
+    peak_memory_bytes: int | None
+    """Largest over ranks, of the last attempt (`training.reductions.peak_memory`)."""
 
 
 class Journal:
@@ -135,7 +137,7 @@ class Journal:
         """What a resumed run's journal needs to go on (`Resumed.journal`)."""
         return {"initial_loss": self._initial_loss, "last": self._last}
 
-    def finish(self, status: Status, val_loss: float) -> Summary:
+    def finish(self, status: Status, val_loss: float, peak_memory_bytes: int | None) -> Summary:
         """Write the summary and close the record; a run that stopped early has no summary, since it goes on."""
         wall_s = time.perf_counter() - self._started
         summary = Summary(
@@ -149,11 +151,15 @@ class Journal:
             tokens_per_s=(self._steps - self._first_step) * self._tokens_per_step / wall_s,
             wall_s=wall_s,
             parameters=self._parameters,
+            peak_memory_bytes=peak_memory_bytes,
         )
         if self._earlier_end is not None and self._earlier_end["steps"] == self._first_step == self._steps:
-            # Nothing was left to do: how fast the run went is known from when it was done.
+            # Nothing was left to do: what the run cost is known from when it was done.
             summary = replace(
-                summary, tokens_per_s=self._earlier_end["tokens_per_s"], wall_s=self._earlier_end["wall_s"]
+                summary,
+                tokens_per_s=self._earlier_end["tokens_per_s"],
+                wall_s=self._earlier_end["wall_s"],
+                peak_memory_bytes=self._earlier_end.get("peak_memory_bytes"),
             )
         if self._recorder is not None:
             if status != "stopped":

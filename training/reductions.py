@@ -1,6 +1,7 @@
 """What only some ranks know, carried to all."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -56,6 +57,23 @@ def count_parameters(parameters: Iterable[nn.Parameter], topology: Topology) -> 
     total = torch.tensor([mine], device=topology.device)
     dist.all_reduce(total, group=topology.model_group)
     return int(total.item())
+
+
+def peak_memory(topology: Topology) -> int | None:
+    """Bytes, the largest over ranks: allocated on a CUDA device, else resident; None where the system tells neither."""
+    cuda = topology.device.type == "cuda"
+    own = torch.cuda.max_memory_allocated(topology.device) if cuda else _peak_resident()
+    peak = torch.tensor([own], dtype=torch.int64, device=topology.device)
+    if topology.world_size > 1:
+        dist.all_reduce(peak, op=dist.ReduceOp.MAX)
+    return int(peak.item()) or None
+
+
+def _peak_resident() -> int:
+    """From Linux's /proc: getrusage's maximum is at least what the parent had when it started this process."""
+    status = Path("/proc/self/status")
+    lines = status.read_text("ascii").splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def from_logging_rank(topology: Topology, ask: Callable[[], Answer]) -> Answer:

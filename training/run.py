@@ -19,7 +19,7 @@ from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
 from training.qk_clip import QkClip
-from training.reductions import count_parameters, loss_and_requests
+from training.reductions import count_parameters, loss_and_requests, peak_memory
 from training.rollback import begin, complete, roll_back
 from training.sam import Ascent
 from training.schedule import learning_rate
@@ -161,7 +161,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
             val_loss = evaluator.loss()  # training.steps now ends where a run saved without evaluating
         if not checkpoints.wait(stop.seconds_left() if status == "stopped" else None):
             journal.report(stop.step, "checkpoint_failed", "not written within the grace time: given up")
-        return journal.finish(status, val_loss)
+        return journal.finish(status, val_loss, peak_memory(topology) if status != "stopped" else None)
 
 
 def _is_due(step: int, steps: int, interval: int, *, first: bool = False) -> bool:

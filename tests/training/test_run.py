@@ -33,6 +33,7 @@ def test_the_record_of_a_run(stdlib_bytes: Path, tmp_path: Path) -> None:
     assert lines[0]["loss"] == summary.initial_loss == pytest.approx(math.log(257), rel=0.05)
     assert lines[-1]["loss"] < lines[0]["loss"] - 1
     assert lines[-1]["val_loss"] == summary.val_loss
+    assert 50e6 < summary.peak_memory_bytes < 20e9  # torch alone takes more than the former
     assert json.loads((cfg.run_dir / "summary.json").read_text())["status"] == summary.status == "finished"
     with np.load(cfg.run_dir / "signals" / "step-00000020.npz") as arrays:
         assert arrays["entropy"].shape == arrays["max_logit"].shape == (4, 4)
@@ -68,6 +69,7 @@ def test_every_layout_writes_the_same_record(stdlib_bytes: Path, tmp_path: Path,
     spawn(1, train, dense)
     summaries = spawn(4, train, split)
     assert len({summary.val_loss for summary in summaries}) == 1  # every rank knows it, not the last stage alone
+    assert len({summary.peak_memory_bytes for summary in summaries}) == 1
     for ours, theirs in zip(read_metrics(split.run_dir), read_metrics(dense.run_dir), strict=True):
         assert ours.keys() == theirs.keys()
         for key in theirs.keys() - {"tokens_per_s"}:
