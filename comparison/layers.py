@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ def command_line(overrides: Sequence[str]) -> Layer:
     return Layer(COMMAND_LINE, {text.partition("=")[0]: None for text in overrides})
 
 
-def refuse(layer: Layer, reasons: Mapping[str, str]) -> None:
+def refuse(layer: Layer, reasons: dict[str, str]) -> None:
     """Raise ConfigError, in one line, if the layer sets a key of `reasons`."""
     for key in layer.values:
         if key in reasons:
@@ -60,9 +60,11 @@ def load_layers(path: Path, layers: Sequence[Layer], overrides: Sequence[str], o
         raise ConfigError("\n".join(_attributed(line, origins) for line in str(error).splitlines())) from None
 
 
-def _attributed(line: str, origins: Mapping[str, str]) -> str:
-    """To `load` a layer is a command line: name the file that the key comes from instead."""
+def _attributed(line: str, origins: dict[str, str]) -> str:
+    """To `load` a layer is a command line: name the file that the key, or another one in the line, comes from."""
     match = re.match(rf"{COMMAND_LINE}: ([^\s:=]+)", line)
-    if match is None or match[1] not in origins:
+    if match is None:
         return line
-    return origins[match[1]] + line.removeprefix(COMMAND_LINE)
+    named = [key for key in reversed(origins) if re.search(rf"(?<![\w.]){re.escape(key)}(?![\w.])", line)]
+    key = match[1] if match[1] in origins else next(iter(named), None)
+    return line if key is None else origins[key] + line.removeprefix(COMMAND_LINE)

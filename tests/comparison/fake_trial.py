@@ -1,6 +1,6 @@
 """A stand-in for `steadytrain train CONFIG`: writes a plausible run folder through the recorder, in milliseconds.
 
-python -m tests.comparison.fake_trial CONFIG.yaml [ok | diverge | fail | half | hang]
+python -m tests.comparison.fake_trial CONFIG.yaml [ok | diverge | fail | half | hang | hopeless]
 """
 
 import math
@@ -53,6 +53,15 @@ def write_run(config: Config, mode: str = "ok") -> None:
         recorder.close("diverged" if mode == "diverge" else "finished")
 
 
+def hopeless(config: Config) -> None:
+    """Half of a run whose loss only rises, and then no step more; ends on SIGTERM as training does."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    with Recorder(config.run_dir, Tracker.open(config, config.run_dir)) as recorder:
+        for step in range(1, config.training.steps // 2 + 1):
+            recorder.log(step, loss=INITIAL + 0.01 * (step - 1), tokens=1024 * step, lr=config.optimizer.lr)
+        signal.pause()
+
+
 def hang(run_dir: Path) -> None:
     """Start two children, one in a session of its own, all deaf to SIGTERM, tell the FIFO their pids, wait for ever."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -74,6 +83,8 @@ def main(config: Config, mode: str) -> int:
         return 1
     if mode == "hang":
         hang(config.run_dir)
+    if mode == "hopeless":
+        hopeless(config)
     write_run(config, mode)
     return 3 if mode == "diverge" else 0
 
