@@ -5,7 +5,6 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from configs.schema import Config
 from tests.reference import DenseDecoder
 
 
@@ -20,15 +19,13 @@ def reference_optimizer(model: DenseDecoder) -> torch.optim.Optimizer:
     return {"stable_adamw": ReferenceStableAdamW, "muon": ReferenceMuon}[config.name](model)
 
 
-def projections(config: Config, name: str, tensor: Tensor) -> list[Tensor]:
-    """Views of a parameter, or of something shaped like it: q, k, v, gate and up apart, without padded rows."""
-    model = config.model
-    if ".qkv." in name and not name.endswith("gamma"):
-        q, kv = model.heads * model.head_size, model.key_value_heads * model.head_size
-        return list(tensor.split([q, kv, kv]))
-    if ".gate_up." in name and not name.endswith("gamma"):
-        return list(tensor.chunk(2))
-    return [tensor]
+def projections(model: DenseDecoder, name: str, tensor: Tensor) -> list[Tensor]:
+    """Views of a parameter, or of something shaped like it: q, k, v, gate and up apart."""
+    if name.endswith("gamma"):
+        return [tensor]
+    if ".qkv." in name or ".low_rank." in name:
+        return list(tensor.split(list(model.projection_rows(low_rank=".low_rank." in name).values())))
+    return list(tensor.chunk(2)) if ".gate_up." in name else [tensor]
 
 
 class _Reference(torch.optim.Optimizer):
@@ -40,12 +37,12 @@ class _Reference(torch.optim.Optimizer):
         self.kept: dict[tuple[str, int], list[Tensor]] = {}
 
     def tensors(self) -> Iterator[tuple[str, int, Tensor, Tensor, float]]:
-        """(parameter, index in it, weights, gradient, weight decay) of each tensor."""
+        """(parameter, index in it, weights, gradient, weight decay) of each tensor, without padded rows."""
         for name, parameter in self.model.parameters.items():
             assert parameter.grad is not None
             rows = self.model.vocab_size if name in ("embedding.weight", "head.weight") else None
-            weights = projections(self.model.config, name, parameter.detach()[:rows])
-            gradients = projections(self.model.config, name, parameter.grad.double()[:rows])
+            weights = projections(self.model, name, parameter.detach()[:rows])
+            gradients = projections(self.model, name, parameter.grad.double()[:rows])
             decay = self.config.weight_decay if parameter.ndim == 2 else 0.0
             for index, (w, g) in enumerate(zip(weights, gradients, strict=True)):
                 yield name, index, w, g, decay

@@ -28,7 +28,8 @@ LAYOUTS: dict[str, tuple[int, dict, dict]] = {
     "tp2 dp2 ZeRO-2": (4, {"tp": 2, "zero_stage": 2}, {}),
     "tp2 pp2 dp2": (8, {"tp": 2, "pp": 2}, {"micro_batch_size": 1}),
 }
-MODELS = {"plain": {}, "sigma": SIGMA, "llama": LLAMA, "biases": SIGMA | {"bias": True}}
+LOW_RANK = {"low_rank": {"targets": ("q", "k"), "rank": 4}}
+MODELS = {"plain": {}, "sigma": SIGMA, "llama": LLAMA, "biases": SIGMA | {"bias": True}, "low rank": LOW_RANK}
 FAST = {
     ("muon", "one process", "plain"), ("muon", "tp2 dp2 ZeRO-2", "sigma"), ("stable_adamw", "tp2 dp2 ZeRO-1", "biases"),
 }  # fmt: skip
@@ -38,7 +39,7 @@ def cases() -> list[Any]:
     """sigmaReparam in every layout, the other models in some."""
     pairs = [(layout, "sigma") for layout in LAYOUTS]
     pairs += product(["one process", "tp2", "pp2", "dp2 ZeRO-2", "tp2 dp2 ZeRO-2"], ["plain"])
-    pairs += product(["tp2 pp2", "tp2 dp2 ZeRO-1", "tp2 pp2 dp2"], ["llama", "biases"])
+    pairs += product(["tp2 pp2", "tp2 dp2 ZeRO-1", "tp2 pp2 dp2"], ["llama", "biases", "low rank"])
     every = [(optimizer, *pair) for optimizer in ("muon", "stable_adamw") for pair in pairs]
     return [pytest.param(*case, marks=[] if case in FAST else pytest.mark.slow) for case in every]
 

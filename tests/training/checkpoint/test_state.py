@@ -105,7 +105,7 @@ class Rank:
             for key, moment in self.trainer.engine.moments(parameter).items():
                 kinds.setdefault(key, {})[name] = moment
         tensors = {name: whole(t) for name, t in self.state.to_save().items() if name.startswith("spectral/")}
-        for kind, shards in kinds.items():
+        for kind, shards in sorted(kinds.items()):  # the same order on all ranks, whichever parameter comes first
             gathered = gather_whole(self.trainer, shards, self.topology)
             tensors |= {f"{kind}/{name}": tensor for name, tensor in gathered.items()}
         return tensors
