@@ -1,0 +1,1 @@
+"""SAMformer (Ilbert et al. 2024): attention over channels, and why sharpness is its trouble."""
