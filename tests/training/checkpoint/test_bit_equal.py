@@ -12,6 +12,7 @@ import training.run
 from configs.schema import Config
 from data.samples import Samples
 from tests.distributed import spawn
+from tests.recipes import RECIPES, overrides
 from tests.training.checkpoint.test_saver import assert_same_bits, assert_same_lines
 from tests.training.test_run import tiny
 from training.journal import Summary
@@ -32,6 +33,7 @@ LAYOUTS = {
         ["parallel.tp=2", "training.micro_batch_size=4", "training.recompute=full"],
     ),
 }
+QUICK_RECIPES = ("layerscale",)
 KINDS = {"sigmaReparam": [], "pre-LN": ["model.reparam.kind=none"]}
 QUICK = [
     ("one process", "fp32", "sigmaReparam"),
@@ -66,27 +68,41 @@ def test_stopped_and_resumed_equals_never_stopped(
     stdlib_bytes: Path, tmp_path: Path, name: str, precision: str, kind: str
 ) -> None:
     world_size, layout = LAYOUTS[name]
-    overrides = [*SHARED, *layout, *KINDS[kind], f"training.precision={precision}"]
-    through = tiny(stdlib_bytes, tmp_path / "through", world_size, *overrides, f"training.steps={LAST}")
-    first = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *overrides, f"training.steps={STOP}")
-    second = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *overrides, f"training.steps={LAST}")
+    changes = [*SHARED, *layout, *KINDS[kind], f"training.precision={precision}"]
+    compare(stdlib_bytes, tmp_path, world_size, changes, STOP, LAST)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK_RECIPES else pytest.mark.slow) for name in RECIPES]
+)
+def test_every_recipe_resumes_bit_equally(stdlib_bytes: Path, tmp_path: Path, name: str) -> None:
+    shared = ["checkpoint.interval=4", "monitoring.interval=2", "training.eval_samples=16", "training.precision=bf16"]
+    compare(stdlib_bytes, tmp_path, 4, [*shared, *LAYOUTS["tp2 pp2"][1], *overrides(name)], 4, 10)
+
+
+def compare(data: Path, folder: Path, world_size: int, changes: list[str], stop: int, last: int) -> None:
+    """A run stopped after `stop` steps, which must be measured and saved in both, and resumed up to `last`."""
+    through = tiny(data, folder / "through", world_size, *changes, f"training.steps={last}")
+    first = tiny(data, folder / "stopped", world_size, *changes, f"training.steps={stop}")
+    second = tiny(data, folder / "stopped", world_size, *changes, f"training.steps={last}")
     expected = spawn(world_size, trained, through)
     before = spawn(world_size, trained, first)
     after = spawn(world_size, trained, second)
-    assert_same_summary(after[0][0], expected[0][0])
+    assert_same_summary(after[0][0], expected[0][0], last)
     assert_same_lines(second, through)
     assert_same_bits(second, through)
-    assert_same_samples(before, after, expected, through.training.global_batch_size)
+    size = through.training.global_batch_size
+    assert_same_samples(before, after, expected, range(stop * size, last * size))
 
 
-def assert_same_summary(actual: Summary, expected: Summary) -> None:
+def assert_same_summary(actual: Summary, expected: Summary, last: int) -> None:
     assert actual.status == expected.status == "finished"
-    assert (actual.val_loss, actual.initial_loss, actual.steps) == (expected.val_loss, expected.initial_loss, LAST)
+    assert (actual.val_loss, actual.initial_loss, actual.steps) == (expected.val_loss, expected.initial_loss, last)
 
 
-def assert_same_samples(before: list, after: list, expected: list, global_batch_size: int) -> None:
-    """Each rank takes what it would have taken; together, every sample of the run once in its step."""
+def assert_same_samples(before: list, after: list, expected: list, resumed: range) -> None:
+    """Each rank takes what it would have taken; together, every sample of the resumed part once in its step."""
     for (_, head), (_, tail), (_, uninterrupted) in zip(before, after, expected, strict=True):
         assert head + tail == uninterrupted
     numbers = {k for k, _ in chain.from_iterable(tail for _, tail in after)}
-    assert sorted(numbers) == [*range(STOP * global_batch_size, LAST * global_batch_size)]
+    assert sorted(numbers) == [*resumed]
