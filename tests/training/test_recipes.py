@@ -13,7 +13,6 @@ STEPS = 5
 TP2_PP2 = {"tp": 2, "pp": 2}
 QUICK = ("deepnorm", "olmo2", "peri-ln-sigma-reparam")
 """Between them: three placements, scaled streams, Xavier, QK-norm, z-loss, and sigmaReparam beside a new norm."""
-NOT_IN_THE_REFERENCE = {"muon", "muon-clip", "qk-clip", "qk-clip-sigma-reparam", "sam", "stable-adamw"}
 
 BIASED = {"bias": True, "norm": "layernorm"}
 CAPS = {"attention_softcap": 0.02, "logit_softcap": 0.1}
@@ -73,7 +72,7 @@ def slow_unless(quick: object, names: object) -> list:
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]  # type: ignore[operator, attr-defined]
 
 
-@pytest.mark.parametrize("name", slow_unless(QUICK, [name for name in RECIPES if name not in NOT_IN_THE_REFERENCE]))
+@pytest.mark.parametrize("name", slow_unless(QUICK, RECIPES))
 def test_a_recipe_equals_the_dense_run(name: str) -> None:
     sections = recipe(name)
     compare(config(4, **sections | {"parallel": TP2_PP2}), config(1, **sections))
