@@ -13,7 +13,7 @@ from parallel.spectral import SpectralReparam
 from parallel.topology import TensorParallel
 from training.sam import Sam
 
-MEASURED = 256
+MEASURED = 128
 """Series that entropy and sharpness are measured on."""
 
 
@@ -35,7 +35,7 @@ class Setting:
     batch: int = 256
     norm: bool = False
     """With RevIN."""
-    size: Size = Size()
+    size: Size = field(default_factory=Size)
     measure_every: int = 10
     """Epochs between measurements."""
 
@@ -121,7 +121,7 @@ def attention_entropy(attention_BDD: Tensor) -> float:
     return float(torch.special.entr(attention_BDD).sum(-1).mean())
 
 
-def sharpness(model: Samformer, split: Split, iterations: int = 30) -> float:
+def sharpness(model: Samformer, split: Split, iterations: int = 15) -> float:
     """Largest eigenvalue (in size) of the Hessian of the loss, by power iteration.
 
     In W_hat where a linear is reparametrised: its function does not depend on the size of W.
