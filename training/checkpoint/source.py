@@ -18,7 +18,13 @@ from training.checkpoint import store
 from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest
 from training.checkpoint.resume import differences
 
-FREE = ("model.reparam", "model.init_std", "model.depth_scaled_init")
+FREE = (
+    "model.reparam",
+    "model.init",
+    "model.init_std",
+    "model.depth_scaled_init",
+    "model.residual.layerscale_init",
+)
 """What may differ in the model: the reparametrisation, which is translated, and how random weights would start."""
 
 

@@ -29,7 +29,7 @@ from tests.training.test_run import TINY, tiny
 from training.build import build_trainer
 from training.checkpoint import store
 from training.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
-from training.checkpoint.source import check_before_launch
+from training.checkpoint.source import FREE, check_before_launch
 from training.checkpoint.state import TrainingState
 from training.checkpoint.weights import initial_weights
 from training.evaluate import Evaluator
@@ -356,13 +356,13 @@ def test_another_model_is_refused_before_anything_starts(
     folder = plain.config.run_dir / "checkpoints" / "step-00000004"
     assert first.startswith(f"init_from = {plain.config.run_dir}: {folder}: its weights are of another model")
     assert line in [other.strip() for other in different]
-    assert last == "What may differ in the model: model.reparam, model.init_std, model.depth_scaled_init."
+    assert last == f"What may differ in the model: {', '.join(FREE)}."
     if override == "model.norm=rmsnorm":
         assert spawn(1, refused, cfg) == [str(caught.value)]
 
 
 def test_how_random_weights_would_start_may_differ(plain: Made, stdlib_bytes: Path, tmp_path: Path) -> None:
-    overrides = ["model.init_std=0.5", "model.depth_scaled_init=true", "model.reparam.kind=none"]
+    overrides = ["model.init_std=0.5", "model.depth_scaled_init=true", "model.init=xavier", "model.reparam.kind=none"]
     check_before_launch(tiny(stdlib_bytes, tmp_path, 1, *SMALL, *overrides, f"init_from={plain.config.run_dir}"))
 
 
