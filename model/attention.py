@@ -37,7 +37,7 @@ class Attention(nn.Module):
         self.scale = self.head_size**-0.5
         self.softcap = config.attention_softcap
         self.probes: list[AttentionProbe] = []
-        heads: dict[Projection, int] = {"q": config.heads, "k": config.key_value_heads, "v": config.key_value_heads}
+        heads: dict[str, int] = {"q": config.heads, "k": config.key_value_heads, "v": config.key_value_heads}
         sizes = {block: count * self.head_size for block, count in heads.items()}
         width = config.hidden_size
         stds = {block: initial_std(config, block, width, size) for block, size in sizes.items()}

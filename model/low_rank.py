@@ -31,8 +31,10 @@ class LowRankHeads(ColumnParallelLinear):
     ) -> None:
         """By projection, `heads`: how many the whole model has; `stds`: of an initial element of the product B A."""
         self.width, self.head_size, self.per_head = config.low_rank_size, config.head_size, config.low_rank.per_head
-        targets = {block: count * self.head_size for block, count in heads.items() if block in config.low_rank.targets}
-        std = {block: factor_std(config, stds[block]) for block in targets}
+        targets: dict[str, int] = {
+            block: count * self.head_size for block, count in heads.items() if block in config.low_rank.targets
+        }
+        std: dict[str, float] = {block: factor_std(config, stds[block]) for block in targets}
         super().__init__(name, self.width, targets, spec, std=std)
 
     def forward(self, parts: Mapping[str, Tensor]) -> dict[str, Tensor]:  # type: ignore[override]
