@@ -22,6 +22,7 @@ AttentionProbe = Callable[[Tensor, Tensor, float], None]
 """Sees (q_BHTK, k_BGTK, scale) of a forward pass, after norms and rotary embedding."""
 
 Projection = Literal["q", "k", "v"]
+PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v")
 MATRICES = {"separate": (("q",), ("k",), ("v",)), "qk+v": (("q", "k"), ("v",)), "qkv": (("q", "k", "v"),)}
 
 
@@ -40,7 +41,7 @@ class Attention(nn.Module):
         heads: dict[str, int] = {"q": config.heads, "k": config.key_value_heads, "v": config.key_value_heads}
         sizes = {block: count * self.head_size for block, count in heads.items()}
         width = config.hidden_size
-        stds = {block: initial_std(config, block, width, size) for block, size in sizes.items()}
+        stds: dict[str, float] = {block: initial_std(config, block, width, sizes[block]) for block in PROJECTIONS}
         self.low_rank: LowRankHeads | None = None
         if config.low_rank.targets:
             self.low_rank = LowRankHeads(f"{name}.low_rank", config, heads, spec, stds)

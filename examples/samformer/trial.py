@@ -1,5 +1,6 @@
 """Training one forecaster, and what is measured of it on the way."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -135,8 +136,11 @@ def sharpness(model: Samformer, split: Split, iterations: int = 15) -> float:
     for _ in range(iterations):
         norm = torch.stack([d.norm() for d in direction]).norm()
         direction = [d / norm for d in direction]
-        inner = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
-        product = torch.autograd.grad(inner, moved, retain_graph=True)
-        value = sum(((p * d).sum() for p, d in zip(product, direction, strict=True)), torch.zeros(()))
-        direction = [p.detach() for p in product]
+        product = torch.autograd.grad(_inner(gradients, direction), moved, retain_graph=True)
+        value = _inner(product, direction)
+        direction = list(product)
     return float(value)
+
+
+def _inner(one: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(a * b).sum() for a, b in zip(one, other, strict=True)]).sum()
