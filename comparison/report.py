@@ -1,218 +1,123 @@
-"""`steadytrain compare`: PNGs and a self-contained report.html in the study folder, and the table for the terminal."""
+"""`steadytrain compare`: PNGs and a self-contained report.html in the study folder."""
 
 import base64
 import io
-import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
+from matplotlib.figure import Figure
 
 from comparison import plots, verdict
-from comparison.analysis import PLATEAU_NATS, RecipeResult, StudyResult, analyse
-from comparison.statistics import Estimate as Spread
-from comparison.trial_result import HEAD_RATIO, HEAD_SHARE, LOGIT_ALARM, TrialResult
+from comparison.analysis import PLATEAU_NATS, Analysis
+from comparison.report_rows import loss_rows, recipe_rows, stability_rows, trial_rows
+from comparison.statistics import SMALLEST_NATS
+from comparison.trial_result import HEAD_RATIO, HEAD_SHARE, LOGIT_ALARM, RANK_STEPS, TOKEN_COSINE, UNIFORM_RATIO
 from configs.atomic import write_atomically
 from configs.errors import DataError
 from monitoring.style import DARK, LIGHT, Theme, lr_text
 
 REPORT = "report.html"
-HEADINGS = ("Recipe", "Best loss", "at LR", "LR sensitivity", "Plateau", "Least entropy", "Max logit", "Collapsed")
-CAPTIONS = {
-    "collapse-and-cure": (
-        "Left: validation loss at the end of training against the learning rate. Middle and right: mean attention "
-        "entropy and the largest attention logit during training, at one learning rate. A cross marks collapse."
-    ),
-    "loss-vs-learning-rate": (
-        f"Validation loss after the last step. The band under a line is its plateau: the learning rates within "
-        f"{PLATEAU_NATS} nat of the recipe's best. A cross marks a trial whose attention collapsed."
-    ),
-    "attention-over-steps": (
-        "Mean attention entropy as a share of the causal maximum, and the largest logit of any head, at every "
-        "learning rate. A cross marks the first step at which attention had collapsed."
-    ),
-    "entropy-per-head": (
-        "Entropy of every attention head over training; dark heads look at almost one token only. Left, the collapsed "
-        "trial of the highest learning rate; right, the best trial that did not collapse."
-    ),
-    "learning-rate-sensitivity": (
-        "Mean distance of the loss from the recipe's best over this study's learning rates, each loss clipped at its "
-        "initial value (Wortsman et al. 2023)."
-    ),
+FOLDED = 60  # trials from which their table is folded
+DEFINITIONS = {
+    "head": HEAD_RATIO,
+    "share": HEAD_SHARE,
+    "logit": LOGIT_ALARM,
+    "plateau": PLATEAU_NATS,
+    "cosine": TOKEN_COSINE,
+    "uniform": UNIFORM_RATIO,
+    "rank_steps": RANK_STEPS,
+    "smallest": SMALLEST_NATS,
+    "clear": verdict.CLEAR_NATS,
 }
 
+Pictures = Mapping[str, bytes]
+"""PNGs by file stem."""
 
-def write(study_dir: Path) -> Path:
+
+def write(analysis: Analysis) -> Path:
     """Write the PNGs and report.html of a study; a study of which only a part has run gives a report of that part.
 
-    Raises: DataError where the folder holds no study, or no trial of it has ended.
+    Raises: DataError where no trial of it has ended.
     """
-    result = _analysed(study_dir)
-    light = {name: _png(figure) for name, figure in plots.figures(result, LIGHT).items()}
-    dark = {name: _png(figure) for name, figure in plots.figures(result, DARK).items()}
+    require_results(analysis)
+    light, dark = draw(analysis, LIGHT), draw(analysis, DARK)
     for name, image in light.items():
-        (study_dir / f"{name}.png").write_bytes(image)
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    page = environment.get_template("report.html.j2").render(
-        record=result.record,
-        verdict=verdict.sentences(result),
-        figures=[
-            {"name": n, "caption": CAPTIONS[n], "alt": _alt(n, result), "light": _uri(light[n]), "dark": _uri(dark[n])}
-            for n in light
-        ],
-        headings=HEADINGS,
-        recipes=[
-            {"name": name, "colour": _colours(result, name), "cells": cells} for name, cells in _rows(result).items()
-        ],
-        trials=[_trial_row(trial, result) for trial in result.trials],
-        settings={name: keys or {"(the base as it is)": ""} for name, keys in result.record.recipes.items()},
-        definitions={"head": HEAD_RATIO, "share": HEAD_SHARE, "logit": LOGIT_ALARM, "plateau": PLATEAU_NATS},
-        rates=[lr_text(lr) for lr in result.record.learning_rates],
-        commands={
-            "sweep": f"steadytrain sweep {shlex.quote(str(result.record.source))}",
-            "compare": f"steadytrain compare {shlex.quote(str(study_dir))}",
-        },
-    )
-    path = study_dir / REPORT
-    write_atomically(path, page)
+        (analysis.dir / f"{name}.png").write_bytes(image)
+    path = analysis.dir / REPORT
+    write_atomically(path, page(analysis, light, dark))
     return path
 
 
-def table(study_dir: Path) -> RenderableType:
-    """The study for a terminal: loss, entropy and largest logit at the end of training, per recipe and learning rate,
-    then the verdict. Raises: DataError as `write`."""
-    result = _analysed(study_dir)
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("learning rate", no_wrap=True)
-    for lr in result.record.learning_rates:
-        shown.add_column(lr_text(lr), justify="right", no_wrap=True)
-    shown.add_column("LR sensitivity", justify="right")
-    for name, recipe in result.recipes.items():
-        groups = [result.of(name, lr) for lr in result.record.learning_rates]
-        shown.add_row(f"[bold]{name}[/bold]", *(_losses(group) for group in groups), f"{recipe.lr_sensitivity:.3f}")
-        if not result.single_seed:
-            shown.add_row("  ± over seeds", *(_deviation(group) for group in groups))
-        shown.add_row("  entropy", *(_last(group, "entropy_ratio", _percent) for group in groups))
-        shown.add_row("  max logit", *(_last(group, "max_logit", _big) for group in groups), end_section=True)
-    note = Text("Validation loss, entropy (share of its maximum) and max logit at the end of training; ✕: collapsed.")
-    lines = "\n".join(f"- {sentence}" for sentence in verdict.sentences(result))
-    return Group(Text(f"Study {result.record.name}", style="bold"), shown, note, Text(lines))
+def require_results(analysis: Analysis) -> None:
+    """Raises: DataError where no trial has ended."""
+    if not analysis.with_results:
+        raise DataError(f"{analysis.dir}: no trial has ended yet; run `steadytrain sweep {analysis.record.source}`")
 
 
-def _losses(group: list[TrialResult]) -> Text:
-    """Loss over the seeds of one recipe and learning rate; red with a cross where a seed collapsed."""
-    collapsed = any(trial.collapsed for trial in group)
-    mean = Spread.of(trial.loss for trial in group).mean
-    text = "-" if math.isnan(mean) else f"{mean:.3f}"
-    return Text(f"✕ {text}" if collapsed else text, style="bold red" if collapsed else "bold")
+def draw(analysis: Analysis, theme: Theme) -> dict[str, bytes]:
+    """Every picture of a study as PNG, by file stem."""
+    return {name: png(figure) for name, figure in plots.figures(analysis, theme)}
 
 
-def _deviation(group: list[TrialResult]) -> str:
-    sd = Spread.of(trial.loss for trial in group).sd
-    return "-" if sd is None else f"{sd:.3f}"
-
-
-def _last(group: list[TrialResult], key: str, write_number: Callable[[float], str]) -> Text:
-    """A number of summary.json, mean over seeds."""
-    values = [trial.summary[key] for trial in group if trial.summary is not None and trial.summary.get(key) is not None]
-    style = "red" if any(trial.collapsed for trial in group) else ""
-    return Text(write_number(Spread.of(values).mean), style=style)
-
-
-def _analysed(study_dir: Path) -> StudyResult:
-    result = next(iter(analyse(study_dir).parts.values()))
-    if not result.recipes:
-        raise DataError(f"{study_dir}: no trial has ended yet; run `steadytrain sweep {result.record.source}`")
-    return result
-
-
-def _rows(result: StudyResult) -> dict[str, tuple[str, ...]]:
-    """The cells right of each recipe's name."""
-    return {name: _cells(recipe, result) for name, recipe in result.recipes.items()}
-
-
-def _cells(recipe: RecipeResult, result: StudyResult) -> tuple[str, ...]:
-    low, high = recipe.plateau
-    ended = sum(trial.recipe == recipe.recipe and trial.ended for trial in result.trials)
-    rates = ", ".join(lr_text(lr) for lr in sorted({trial.lr for trial in recipe.collapsed}))
-    partial = len(recipe.losses) < len(result.record.learning_rates)
-    coverage = f" ({len(recipe.losses)} of {len(result.record.learning_rates)} LRs)" if partial else ""
-    return (
-        f"{recipe.best_loss:.3f}",
-        lr_text(recipe.best_lr),
-        f"{recipe.lr_sensitivity:.3f}{coverage}",
-        lr_text(low) if low == high else f"{lr_text(low)} to {lr_text(high)} ({recipe.plateau_decades:.1f} decades)",
-        _percent(recipe.worst_ratio),
-        _big(recipe.worst_logit),
-        f"{len(recipe.collapsed)} of {ended}" + (f" (at {rates})" if rates else ""),
+def page(analysis: Analysis, light: Pictures, dark: Pictures) -> str:
+    """report.html."""
+    record, study_dir = analysis.record, analysis.dir
+    return render(
+        "report.html.j2",
+        record=record,
+        steps=sorted({trial.record.steps for trial in analysis.trials}) or [record.steps],
+        verdict=verdict.sentences(analysis),
+        parts=[
+            {"shape": shape, "losses": recipe_rows(part), "stability": stability_rows(part), "cells": loss_rows(part)}
+            for shape, part in analysis.with_results.items()
+        ],
+        figures=[_figure(name, analysis, light[name], dark[name]) for name in light],
+        trials=trial_rows(analysis),
+        folded=len(analysis.trials) > FOLDED,
+        settings={name: keys or {"(the base as it is)": ""} for name, keys in record.recipes.items()},
+        definitions=DEFINITIONS,
+        rates=[lr_text(lr) for lr in record.learning_rates],
+        commands=[
+            f"steadytrain sweep {shlex.quote(str(record.source))}",
+            f"steadytrain compare {shlex.quote(str(study_dir))}",
+        ],
     )
 
 
-def _trial_row(trial: TrialResult, result: StudyResult) -> dict[str, Any]:
-    summary = trial.summary or {}
-    if trial.summary is not None:
-        state = summary["status"]
-    elif trial.failure is not None:
-        state = f"failed: {trial.failure}"
-    else:
-        state = "running or interrupted" if trial.step_S.size else "not run"
-    return {
-        "recipe": trial.recipe,
-        "colour": _colours(result, trial.recipe),
-        "lr": lr_text(trial.lr),
-        "seed": trial.seed,
-        "state": state,
-        "loss": f"{trial.loss:.3f}" if trial.ended else "-",
-        "ratio": _percent(trial.worst_ratio),
-        "logit": _big(trial.worst_logit),
-        "collapse": f"step {trial.collapse_step}" if trial.collapsed else "",
-        "speed": f"{summary['tokens_per_s']:,.0f}" if summary.get("tokens_per_s") else "-",
-        "run_dir": str(trial.run_dir),
-        "command": f"steadytrain train {shlex.quote(str(trial.config))} --overwrite",
-    }
+def render(template: str, **values: Any) -> str:
+    """A page from one of this folder's templates."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template(template).render(**values)
 
 
-def _colours(result: StudyResult, recipe: str) -> dict[str, str]:
-    index = list(result.record.recipes).index(recipe)
-    return {"light": _line(LIGHT, index), "dark": _line(DARK, index)}
-
-
-def _line(theme: Theme, index: int) -> str:
-    return theme.lines[index % len(theme.lines)]
-
-
-def _alt(name: str, result: StudyResult) -> str:
-    """A picture in words for those who cannot see it: what it plots, and what it shows."""
-    return f"{CAPTIONS[name]} {' '.join(verdict.sentences(result))}"
-
-
-def _png(figure: Any) -> bytes:
+def png(figure: Figure) -> bytes:
+    """A figure as PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode()
+def data_uri(image: bytes) -> str:
+    """A PNG within a page."""
+    return "data:image/png;base64," + base64.b64encode(image).decode()
 
 
-def _percent(ratio: float) -> str:
-    return "-" if math.isnan(ratio) else f"{ratio:.0%}"
-
-
-def _big(value: float) -> str:
-    """Three figures, and words for what is larger: 63, 4.2k, 3.1M."""
-    if math.isnan(value):
-        return "-"
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size and math.isfinite(value):
-            return f"{value / size:.3g}{letter}"
-    return f"{value:.3g}"
+def _figure(name: str, analysis: Analysis, light: bytes, dark: bytes) -> dict[str, Any]:
+    kind, _, shape = name.partition(".")
+    caption = plots.CAPTIONS[kind]
+    part = analysis.parts.get(shape)
+    shows = verdict.sentences(analysis) if part is None else verdict.of_part(part)
+    return {
+        "name": name,
+        "shape": shape,
+        "caption": caption,
+        "alt": f"{caption} {' '.join(shows)}",  # for those who cannot see it: what it plots, and what it shows
+        "light": data_uri(light),
+        "dark": data_uri(dark),
+        "narrow": kind in plots.NARROW,
+    }

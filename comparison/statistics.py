@@ -130,12 +130,12 @@ def paired(
     return Difference(first, second, mean, mean - reach, mean + reach, p, gaps.size, bound)
 
 
-def holm(differences: Sequence[Difference]) -> list[Difference]:
+def holm(differences: Sequence[Difference], counted: int = 1) -> list[Difference]:
     """The same differences with p-values corrected for being several (Holm 1979): the chance of showing any that does
-    not exist is at most 5 %, however the comparisons depend on each other."""
+    not exist is at most 5 %, however the comparisons depend on each other. Each is `counted` as so many."""
     order = sorted(range(len(differences)), key=lambda index: differences[index].p)
     corrected, least = list(differences), 0.0
     for rank, index in enumerate(order):
-        least = max(least, min(1.0, (len(order) - rank) * differences[index].p))
+        least = max(least, min(1.0, counted * (len(order) - rank) * differences[index].p))
         corrected[index] = replace(differences[index], p=least)
     return corrected

@@ -79,8 +79,9 @@ def sweep(
 
 def conclude(study_dir: Path, steps: int, tracker: Tracker | NoTracker) -> None:
     """Write the report of what has results, and log the study's own numbers."""
-    report.write(study_dir)
-    tracker.log(steps, study_metrics(analyse(study_dir)))
+    analysis = analyse(study_dir)
+    report.write(analysis)
+    tracker.log(steps, study_metrics(analysis))
 
 
 @contextlib.contextmanager

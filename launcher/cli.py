@@ -535,8 +535,11 @@ def compare(
     """
     from rich.console import Console
 
-    from comparison.report import table, write
+    from comparison.analysis import analyse
+    from comparison.report import write
+    from comparison.table import table
 
-    report = write(folder)
-    Console(highlight=False).print(table(folder))
+    analysis = analyse(folder)
+    report = write(analysis)
+    Console(highlight=False).print(table(analysis))
     typer.echo(f"report: {report}")

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from comparison.analysis import Analysis, StudyResult, analysed
-from comparison.record import StudyRecord, TrialRecord
+from comparison.record import StudyRecord, TrialRecord, write_record
 from comparison.trial_result import TrialResult
+from monitoring.recorder import METRICS, SIGNALS, SUMMARY, append_event, json_line, write_json
 
 GRID = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 INITIAL = 5.6
@@ -106,3 +107,52 @@ def trial(recipe: str, lr: float, seed: int, loss: float, *, shape: str = "", **
         "rank_collapse_step": None,
     }
     return TrialResult(**(fields | changes))
+
+
+def write_study(folder: Path, recipes: Mapping[str, Curve], *, seeds: int = 3, grid: Sequence[float] = GRID) -> Path:
+    """Run folders of a study with all that a report shows; recipes whose name begins with `pre` collapse at high
+    learning rates, those with `post` lose their rank, `no` diverges."""
+    random = np.random.default_rng(0)
+    planned = record(list(recipes), seeds, grid, {})
+    shared = 0.02 * random.standard_normal(seeds)
+    for name, curve in recipes.items():
+        for index, lr in enumerate(grid):
+            for seed in range(seeds):
+                own = 0.01 * (3 if index >= len(grid) - 2 else 1) * random.standard_normal()
+                made = trial(name, lr, seed, curve(lr) + shared[seed] + own).record
+                planned.trials.append(made)
+                _write_run(folder / made.run_dir, made, curve(lr) + shared[seed] + own, random)
+    write_record(planned, folder)
+    return folder
+
+
+def _write_run(run_dir: Path, made: TrialRecord, loss: float, random: np.random.Generator) -> None:
+    high = made.lr >= 3e-2
+    fate = made.recipe.partition("-")[0] if high else ""
+    (run_dir / SIGNALS).mkdir(parents=True, exist_ok=True)
+    (run_dir / "mlflow_run_id").write_text(f"{random.integers(2**62):032x}")
+    lines, ratio, logit = [], 0.95, 5.0
+    for step in range(1, 301):
+        line = {"step": step, "loss": loss + (INITIAL - loss) * math.exp(-(step - 1) / 40)}
+        if step == 1 or step % 20 == 0:
+            ratio = {"pre": 0.95 * math.exp(-step / 60), "post": 0.99}.get(fate, 0.95 - 0.0004 * step)
+            logit = 5 * math.exp(step / 45) if fate == "pre" else 5 + step / 40
+            ratio_LA = ratio * (1 + 0.02 * random.standard_normal((4, 4)))
+            cosine_L = np.full(4, 0.999 if fate == "post" and step >= 120 else 0.3)
+            np.savez(run_dir / SIGNALS / f"step-{step:08d}.npz", entropy_ratio=ratio_LA, token_cosine=cosine_L)
+            line |= {"entropy_ratio": ratio, "max_logit": logit}
+        lines.append(json_line(line))
+    (run_dir / METRICS).write_text("".join(lines))
+    if fate == "pre":
+        append_event(run_dir, 90, "alarm", "loss far above its mean", detector="loss_spike", severity="alarm")
+    ending = {
+        "status": "finished",
+        "val_loss": loss,
+        "initial_loss": INITIAL,
+        "entropy_ratio": ratio,
+        "max_logit": logit,
+    }
+    if fate == "no":
+        ending |= {"status": "diverged", "val_loss": math.nan}
+    speed = 21_000.0 * (0.9 if "sigma" in made.recipe else 1.0) * (1 + 0.02 * random.standard_normal())
+    write_json(run_dir / SUMMARY, ending | {"tokens_per_s": speed, "peak_memory_bytes": 6.1e8, "steps": 300})
