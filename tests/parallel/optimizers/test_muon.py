@@ -33,11 +33,11 @@ def gradients(trainer: Trainer, step: int, topology: topologies.Topology) -> Non
 
 
 class Seen(NamedTuple):
-    """Of one rank's update by Muon."""
+    """Of one rank's updates by Muon and StableAdamW."""
 
     shapes: list[tuple[int, ...]]
     """Of the matrices it orthogonalised."""
-    more: Counter[str]
+    more: dict[str, Counter[str]]
     """Collectives that AdamW's update does not have."""
     cut: bool
     """It holds a part only of its shard of some matrix."""
@@ -51,17 +51,17 @@ def one_update(cfg: Config) -> Seen:
         shapes.append(tuple(matrix.shape))
         return orthogonalise(matrix)
 
-    for name in ("adamw", "muon"):
+    for name in ("adamw", "stable_adamw", "muon"):
         optimizer_config = cfg.optimizer.model_copy(update={"name": name})
         trainer = build_trainer(cfg.model_copy(update={"optimizer": optimizer_config}), topology, VOCAB)
         gradients(trainer, 0, topology)
         with mock.patch.object(muon, "orthogonalise", noted), CollectiveCounter() as counter:
             update(trainer, cfg)
         counts[name] = counter.counts
-    assert not counts["adamw"] - counts["muon"]
     parts = stretches([held for held in trainer.engine._optimizer.optimizer.fragments() if "momentum" in held.moments])
     cut = any(0 < part.last - part.first < torch.Size(part.shape).numel() for part in parts)
-    return Seen(shapes, counts["muon"] - counts["adamw"], cut)
+    more = {name: counts[name] - counts["adamw"] for name in ("stable_adamw", "muon")}
+    return Seen(shapes, more, cut)
 
 
 def test_each_matrix_is_orthogonalised_once_and_whole_after_two_all_to_alls() -> None:
@@ -71,7 +71,8 @@ def test_each_matrix_is_orthogonalised_once_and_whole_after_two_all_to_alls() ->
     assert Counter(shape for rank in ranks for shape in rank.shapes) == Counter(layer * 4)
     assert all(rank.shapes for rank in ranks), "the work is shared"
     assert all(rank.cut for rank in ranks)
-    assert all(rank.more == Counter({"alltoall_base_": 2}) for rank in ranks)
+    for rank in ranks:
+        assert rank.more == {"muon": Counter({"alltoall_base_": 2}), "stable_adamw": Counter({"allreduce_": 2})}
 
 
 def kept_moments(optimizer: FragmentOptimizer) -> list[Tensor]:
