@@ -17,7 +17,7 @@ from tests.reference_training import train_dense
 from tests.training.test_dense_reference import LLAMA, SIGMA, ZBV, assert_equal
 from training.sam import Sam
 
-OPTIMIZER = {"lr": 1e-3, "eps": 1e-3, "clip": 0.5, "weight_decay": 0.1, "sam_rho": 0.05}
+OPTIMIZER = {"lr": 1e-3, "eps": 1e-3, "clip": 0.5, "weight_decay": 0.1}
 SEQUENCE_PARALLEL = {"tp": 2, "sequence_parallel": True}
 
 # name: (processes, model, parallel, training)
@@ -45,11 +45,15 @@ def layouts(names: dict, quick: list[str]) -> list:
 def test_every_layout_equals_the_definition(name: str) -> None:
     world_size, model, parallel, training = LAYOUTS[name]
     steps = 5 if name in QUICK else 10
-    cfg = config(world_size, model=model, parallel=parallel, training=training, optimizer=OPTIMIZER)
-    dense_cfg = config(1, model=model, optimizer=OPTIMIZER)
+    # A second gradient magnifies the rounding of the first. With query-key norms the dense fp32 run itself is off from
+    # the same in fp64 by 9e-5 with rho 0.05, by 1e-5 with 0.01 and by 4e-6 without SAM; elsewhere 1e-5 holds with 0.05.
+    rho, rtol = (0.01, 3e-5) if model.get("qk_norm") else (0.05, 1e-5)
+    optimizer = OPTIMIZER | {"sam_rho": rho}
+    cfg = config(world_size, model=model, parallel=parallel, training=training, optimizer=optimizer)
+    dense_cfg = config(1, model=model, optimizer=optimizer)
     expected = train_dense(dense_decoder(dense_cfg), dense_batches(dense_cfg, steps))
     actual = spawn(world_size, train_layout, cfg, steps)[0]
-    assert_equal(actual, expected, rtol=1e-5)
+    assert_equal(actual, expected, rtol)
     assert_same_sharpness(actual, expected)
 
 
@@ -63,8 +67,9 @@ def assert_same_sharpness(actual: Trace, expected: Trace) -> None:
 @pytest.mark.slow
 def test_bf16_moves_the_fp32_weights() -> None:
     """Within bf16's rounding of the fp32 run, as in `test_precision`."""
-    cfg = config(2, model=SIGMA, parallel=SEQUENCE_PARALLEL, training={"precision": "bf16"}, optimizer=OPTIMIZER)
-    dense = config(1, model=SIGMA, optimizer=OPTIMIZER)
+    optimizer = OPTIMIZER | {"sam_rho": 0.05}
+    cfg = config(2, model=SIGMA, parallel=SEQUENCE_PARALLEL, training={"precision": "bf16"}, optimizer=optimizer)
+    dense = config(1, model=SIGMA, optimizer=optimizer)
     expected = train_dense(dense_decoder(dense), dense_batches(dense, 10))
     actual = spawn(2, train_layout, cfg, 10)[0]
     torch.testing.assert_close(actual.losses, expected.losses, rtol=1e-3, atol=0)
