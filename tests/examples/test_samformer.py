@@ -55,7 +55,7 @@ def test_sharpness_is_the_largest_eigenvalue_of_the_hessian() -> None:
     hessian = torch.stack([torch.cat([part.flatten() for part in row]) for row in rows])
     eigenvalues = torch.linalg.eigvalsh(hessian)
     expected = eigenvalues[eigenvalues.abs().argmax()].item()
-    assert sharpness(made, split, iterations=100) == pytest.approx(expected, rel=1e-2)
+    assert sharpness(made, split, iterations=60) == pytest.approx(expected, rel=1e-2)
 
 
 def test_entropy_is_between_one_channel_and_all_of_them() -> None:
@@ -72,7 +72,7 @@ def test_training_learns_and_repeats(method: Method) -> None:
     trial, again = (Trainer(method, setting, seed=0).run() for _ in range(2))
     assert trial == again
     assert trial.epochs == [0, 4, 8]
-    assert trial.val[-1] < 0.8 * trial.val[0]
+    assert trial.val[-1] < 0.9 * trial.val[0]
 
 
 def test_sigma_reparam_starts_as_the_plain_model() -> None:
