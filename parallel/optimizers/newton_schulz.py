@@ -12,9 +12,10 @@ STEPS = 5
 
 def orthogonalise(matrix_NM: Tensor) -> Tensor:
     """U p(S) V^T for a matrix U S V^T: five times s -> a s + b s^3 + c s^5 on S / |S|, which brings singular values
-    from above a thousandth of the norm to about 1 (0.7 to 1.2); a zero matrix stays zero.
+    of at least 0.002 |S| to between 0.68 and 1.21; a zero matrix stays zero.
 
-    In the matrix's own precision: the result is then the same, up to rounding, wherever it is computed.
+    In the matrix's own precision: the result is then the same, up to rounding, wherever it is computed. With N the
+    shorter side it takes 20 N^2 M + 10 N^3 FLOPs, 3 to 5 N / (tokens of a step) of what the matrix costs in training.
     """
     a, b, c = COEFFICIENTS
     wide = matrix_NM if matrix_NM.shape[0] <= matrix_NM.shape[1] else matrix_NM.T
