@@ -23,10 +23,10 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 def capped_attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, scale: float, cap: float) -> Tensor:
     """softmax(cap * tanh(scale q kᵀ / cap)) v, causal: (B, H, T, K).
 
-    torch's fused attention has no place for the cap, so scores are formed, in fp32, and kept for the backward pass:
-    8 bytes (and 2 more in bf16) for each of the B H T (T + QUERY_BLOCK) / 2 scores of a layer, in place of fused
-    attention's none. At B = 1, H = 16, T = 2,048 in bf16 that is 360 MiB a layer; `training.recompute = full` keeps it
-    for one layer at a time.
+    torch's fused attention has no place for the cap, so scores are formed, capped and normalised in fp32, and kept for
+    the backward pass: 8 bytes (and 2 more in bf16) for each of the B H T (T + QUERY_BLOCK) / 2 scores of a layer, in
+    place of fused attention's none. At B = 1, H = 16, T = 2,048 in bf16 that is 360 MiB a layer; with
+    `training.recompute = full` one layer at a time has it.
     """
     heads_per_group = q_BHTK.shape[1] // k_BGTK.shape[1]
     k_BHTK, v_BHTK = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_BGTK, v_BGTK))
