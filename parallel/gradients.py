@@ -13,9 +13,9 @@ from parallel.topology import TensorParallel
 def sum_partial_gradients(parameters: Iterable[nn.Parameter], tp: TensorParallel) -> None:
     """Add up, over tensor-parallel ranks, the gradients of parameters marked `tp_partial`: one all-reduce.
 
-    These are norms of queries and keys (each rank sees its heads) and, under sequence parallelism, norms, positions
-    and row-parallel biases (each rank sees its tokens). Left alone they drift apart silently and look like
-    instability.
+    These are norms of queries and keys (each rank sees its heads) and, under sequence parallelism, norms, scales of
+    residual branches, positions and row-parallel biases (each rank sees its tokens). Left alone they drift apart
+    silently and look like instability.
     """
     grads = [p.grad for p in parameters if getattr(p, "tp_partial", False) and p.grad is not None]
     if not grads:
