@@ -13,7 +13,7 @@ from launcher.jobs.job import JOB, RECORD, Job, read_job
 from launcher.jobs.queue import QueueState, is_over, local_supervisor, queue_states
 from launcher.jobs.verdict import lost
 from launcher.run_folder import lock_path
-from monitoring.recorder import SUMMARY, read_summary
+from monitoring.recorder import SUMMARY, read_stopped, read_summary
 
 VERDICTS = {"unfit": "crashed", "vanished": "crashed"}
 """States of attempts that were given up, where they are not the verdict's own word."""
@@ -22,8 +22,8 @@ SLURM_WORDS = {"COMPLETING": "ending", "CONFIGURING": "starting"}
 
 @dataclass(frozen=True)
 class Standing:
-    """`state`: pending, starting, running, ending, requeued, finished, diverged, stopped, crashed, refused, lost,
-    cancelled, unknown, unfinished, not started, or another state of Slurm in its own word.
+    """`state`: pending, starting, running, ending, requeued, finished, diverged, stopped, stopped early (by its sweep),
+    crashed, refused, lost, cancelled, unknown, unfinished, not started, or another state of Slurm in its own word.
 
     `alive`: a process of the run exists, or will.
     """
@@ -74,6 +74,9 @@ def _without_job(run_dir: Path) -> Standing:
     summary = read_summary(run_dir)
     if summary is not None:
         return Standing(summary["status"])
+    stopped = read_stopped(run_dir)
+    if stopped is not None:
+        return Standing("stopped early", stopped["reason"])
     if not run_dir.is_dir():
         return Standing("not started")
     if _is_locked(lock_path(run_dir)):

@@ -13,11 +13,15 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
+from comparison.plan import dry_run
+from comparison.selection import Selection
 from comparison.study import load_study
 from comparison.sweep import sweep
+from comparison.trials import has_ended, unfinished
 from configs.errors import ConfigError, LaunchError
 from configs.load import dump, load
 from tests.comparison.conftest import STUDY, fake_train, write_study
+from tests.comparison.fake_trial import INITIAL
 from tests.comparison.test_processes import is_running, make_fifo
 
 
@@ -55,6 +59,58 @@ def test_a_second_sweep_runs_only_what_is_left(study_file):
     sweep(study_file, jobs=1, command=record, console=console)
     assert ran == ["sigma-reparam/lr-1e-03", "pre-ln/lr-3e-02", "sigma-reparam/lr-3e-02"]
     assert "1 already finished" in console.file.getvalue()
+
+
+def test_a_hopeless_trial_is_ended_and_stays_ended(study_file):
+    study_file.write_text(STUDY + "stopping: {above_initial: 10}\n")
+    console = quiet()
+    command = fake_train(lambda config: "hopeless" if "pre-ln/lr-3e-02" in str(config) else "ok")
+    sweep(study_file, command=command, console=console)
+    said = console.file.getvalue()
+    assert "pre-ln  lr 3e-02  seed 0  stopped at step 30: loss above its first for 10 steps" in said
+    run_dir = load_study(study_file).trials[2].config.run_dir
+    stopped = json.loads((run_dir / "stopped.json").read_text())
+    assert (stopped["step"], stopped["rule"], stopped["initial_loss"]) == (30, "above_initial", INITIAL)
+    assert stopped["loss"] == pytest.approx(INITIAL + 0.01 * 19.5)
+    assert not any((run_dir / name).exists() for name in ("summary.json", "failure.json"))
+    study = load_study(study_file)
+    assert unfinished(study, study.trials) == []
+
+
+def test_a_part_of_a_study(study_file):
+    console = quiet()
+    sweep(study_file, only=Selection(recipes="pre-ln", learning_rates="0.03"), command=fake_train(), console=console)
+    assert [trial.label for trial in load_study(study_file).trials if has_ended(trial)] == ["pre-ln  lr 3e-02  seed 0"]
+    assert ", 1 of them now, " in console.file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"recipes": "pre-ln,pre-lm"}, "--recipes = pre-lm: not in the study; did you mean pre-ln?"),
+        ({"shapes": "d64"}, "--shapes = d64: the study has none"),
+        ({"learning_rates": "1e-3,1e-2"}, "--learning-rates = 1e-2: not in the study, which has 0.001 or 0.03"),
+        ({"learning_rates": "fast"}, "--learning-rates = fast: not in the study"),
+        ({"seeds": "0,"}, "--seeds = : not in the study, which has 0"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_a_part_that_the_study_does_not_have(study_file, only, message):
+    with pytest.raises(ConfigError) as refusal:
+        sweep(study_file, only=Selection(**only), command=fake_train(), console=quiet())
+    assert str(refusal.value).startswith(f"command line: {message}")
+    assert not Path("runs").exists()
+
+
+def test_what_would_run_is_said_and_nothing_is_run(study_file):
+    study_file.write_text(STUDY + "budget: {tokens: 1e5}\nshapes: {d32: {model: {hidden_size: 32}}}\nseeds: [0, 1]\n")
+    assert dry_run(study_file, only=Selection(seeds="1")) == [
+        "Study demo: 8 trials (2 recipes x 1 shape x 2 learning rates x 2 seeds), in runs/demo",
+        "  pre-ln  d32         2 learning rates x 1 seed, each 97 steps, 99,328 tokens",
+        "  sigma-reparam  d32  2 learning rates x 1 seed, each 97 steps, 99,328 tokens",
+        "To run: 4 of the 4 trials asked for, 397,312 tokens; 0 have a result",
+    ]
+    assert not Path("runs").exists()
 
 
 def test_failures_are_recorded_and_the_rest_goes_on(study_file):
