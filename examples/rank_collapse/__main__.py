@@ -30,6 +30,7 @@ def main() -> int:
         "--out", type=Path, default=Path("runs/examples/rank-collapse"), help="folder for what it leaves"
     )
     out = parser.parse_args().out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     console = Console(width=120)
     try:
         theory = {key: _measure(alpha, key[1]) for key, alpha in ALPHAS.items()}

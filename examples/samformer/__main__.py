@@ -33,17 +33,22 @@ def main() -> int:
     """Train every method with every seed; the first method of a comparison is what the others are held against."""
     parser = argparse.ArgumentParser(prog="python -m examples.samformer", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="how many, at least 2 (default: 5)")
+    parser.add_argument("--batch", type=int, default=32, help="series of a step (default: 32)")
     parser.add_argument("--full", action="store_true", help="the paper's size, its one seed and the next: hours")
     parser.add_argument("--revin", action="store_true", help="with RevIN, which this problem does not bear")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/samformer"), help="folder for what it leaves")
     chosen = parser.parse_args()
     if chosen.seeds < 2:
         parser.error(f"--seeds = {chosen.seeds}: an interval needs at least 2")
+    if chosen.batch < 1:
+        parser.error(f"--batch = {chosen.batch}: must be at least 1")
     seeds = (FULL_SEED, FULL_SEED + 1) if chosen.full else range(chosen.seeds)
+    chosen.out.mkdir(parents=True, exist_ok=True)
     console = Console(width=120)
     results: dict[str, dict[str, list[Trial]]] = {}
     for title, setting, methods in COMPARISONS:
-        setting = replace(setting, norm=chosen.revin, size=FULL if chosen.full else setting.size)
+        size = FULL if chosen.full else setting.size
+        setting = replace(setting, norm=chosen.revin, batch=chosen.batch, size=size)
         results[title] = {m.name: [Trainer(m, setting, seed).run() for seed in seeds] for m in methods}
         console.print(table(title, results[title], len(seeds)))
     trials = {title: {name: [asdict(t) for t in ts] for name, ts in of.items()} for title, of in results.items()}

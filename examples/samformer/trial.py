@@ -33,7 +33,7 @@ class Setting:
 
     lr: float
     epochs: int
-    batch: int = 256
+    batch: int = 32
     norm: bool = False
     """With RevIN."""
     size: Size = field(default_factory=Size)
