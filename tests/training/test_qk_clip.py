@@ -133,25 +133,22 @@ def operations(cfg: Config, lines: bool) -> list[str]:
     return log.operations
 
 
-def test_off_they_run_not_one_operation_more() -> None:
-    cfg = config(2, model=SIGMA, parallel={"tp": 2})
-    for without, off in zip(*(spawn(2, operations, cfg, lines) for lines in (False, True)), strict=True):
-        assert any(name.startswith("c10d") for name in without)
-        assert off == without
+COSTS: dict[str, dict] = {"tp2, sigma": {"tp": 2}, "dp2": {}}
 
 
-@pytest.mark.parametrize(("sections", "more"), [({"tp": 2}, 1), pytest.param({}, 1, marks=pytest.mark.slow)])
-def test_the_largest_logits_cost_one_collective_and_no_copy_to_the_host(sections: dict, more: int) -> None:
-    """Over data-parallel ranks, or with sigmaReparam over tensor-parallel ones, for all layers together."""
-    model = SIGMA if sections else LARGE
-    on, off = (
-        spawn(2, operations, config(2, model=model, parallel=sections, optimizer={"qk_clip": tau}), True)
-        for tau in (1.0, 0.0)
-    )
-    for with_clip, without in zip(on, off, strict=True):
-        extra = Counter(with_clip) - Counter(without)
-        assert {name: n for name, n in extra.items() if name.startswith("c10d")} == {"c10d.allreduce_.default": more}
-        assert not any("_local_scalar_dense" in name or "item" in name for name in extra)
+@pytest.mark.parametrize("name", layouts(COSTS, ["tp2, sigma"]))
+def test_off_nothing_more_runs_and_on_one_collective_and_no_copy_to_the_host(name: str) -> None:
+    """The largest logits: over data-parallel ranks, or with sigmaReparam over tensor-parallel ones, of all layers."""
+    model, parallel = SIGMA if "sigma" in name else LARGE, COSTS[name]
+    off, on = (config(2, model=model, parallel=parallel, optimizer={"qk_clip": tau}) for tau in (0.0, 1.0))
+    ran = [spawn(2, operations, cfg, lines) for cfg, lines in ((off, False), (off, True), (on, True))]
+    for bare, with_off, with_on in zip(*ran, strict=True):
+        assert any(operation.startswith("c10d") for operation in bare)
+        assert with_off == bare
+        extra = Counter(with_on) - Counter(bare)
+        collectives = {operation: n for operation, n in extra.items() if operation.startswith("c10d")}
+        assert collectives == {"c10d.allreduce_.default": 1}
+        assert not any("_local_scalar_dense" in operation for operation in extra)
 
 
 def test_a_monitor_beside_it_changes_nothing() -> None:

@@ -31,10 +31,10 @@ CASES: dict[str, tuple[int, list[str]]] = {
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "one process" else pytest.mark.slow) for n in CASES])
 def test_resumed_equals_never_stopped_and_the_record_has_them(stdlib_bytes: Path, tmp_path: Path, name: str) -> None:
     world_size, overrides = CASES[name]
-    shared = [*SHORT, "monitoring.interval=3", *overrides]  # the stopped run's last step is measured in both
-    through = tiny(stdlib_bytes, tmp_path / "through", world_size, *shared, "training.steps=7")
-    first = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *shared, "training.steps=3")
-    second = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *shared, "training.steps=7")
+    shared = [*SHORT, "checkpoint.interval=2", *overrides]  # the stopped run's last step is measured in both
+    through = tiny(stdlib_bytes, tmp_path / "through", world_size, *shared, "training.steps=5")
+    first = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *shared, "training.steps=2")
+    second = tiny(stdlib_bytes, tmp_path / "stopped", world_size, *shared, "training.steps=5")
     for cfg in (through, first, second):
         trained(world_size, cfg)
     assert_same_lines(second, through)
