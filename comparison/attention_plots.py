@@ -43,8 +43,8 @@ def attention_over_steps(part: StudyResult, theme: Theme) -> Figure | None:
     grid = [lr for lr in part.record.learning_rates if any(t.step_S.size for t in part.trials if t.lr == lr)]
     if not grid:
         return None
-    columns = min(COLUMNS, len(grid))
-    blocks = math.ceil(len(grid) / columns)
+    blocks = math.ceil(len(grid) / COLUMNS)
+    columns = math.ceil(len(grid) / blocks)
     figure = Figure(figsize=(3.1 * columns + 1.2, 4.9 * blocks))
     axes = figure.subplots(2 * blocks, columns, squeeze=False)
     for empty in axes.flat:
@@ -177,8 +177,10 @@ def _draw_logit(axes: Axes, part: StudyResult, lr: float, theme: Theme, *, label
 
 
 def _draw_series(axes: Axes, trial: TrialResult, values_S: Series, palette: Palette) -> None:
-    look = {"color": palette.colour(trial.recipe), "alpha": palette.alpha(trial.recipe), "linewidth": palette.width}
-    axes.plot(trial.step_S, values_S, zorder=3 if palette.is_prominent(trial.recipe) else 2, **look)
+    axes.plot(
+        trial.step_S, values_S, color=palette.colour(trial.recipe), alpha=palette.alpha(trial.recipe),
+        linewidth=palette.width, zorder=3 if palette.is_prominent(trial.recipe) else 2,
+    )  # fmt: skip
 
 
 def _lines(part: StudyResult, lr: float) -> Iterator[tuple[str, list[TrialResult]]]:

@@ -1,15 +1,14 @@
-"""Pictures of losses over learning rates: curves with intervals, differences from the baseline, LR sensitivity."""
+"""Pictures of losses over learning rates: curves with intervals, LR sensitivity."""
 
 import math
+import statistics
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, NullLocator
 
 from comparison.analysis import PLATEAU_NATS, RecipeResult, StudyResult
 from comparison.palette import Palette, in_order
-from comparison.ranking import rank
-from comparison.statistics import SMALLEST_NATS
 from monitoring.style import Theme, end_labels, lr_text
 
 COLUMNS = 5  # recipes side by side where each has a panel
@@ -31,9 +30,7 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
     rows = math.ceil(len(recipes) / columns)
     figure = Figure(figsize=(2.55 * columns, 2.15 * rows + 0.5))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    finite = [
-        estimate.mean for recipe in recipes for estimate in recipe.losses.values() if math.isfinite(estimate.mean)
-    ]
+    low, high = _common_range(recipes)
     for index, axes in enumerate(grid.flat):
         if index >= len(recipes):
             axes.set_visible(False)
@@ -43,21 +40,36 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
             axes.plot(rates, means, color=theme.grid, linewidth=1, zorder=1)
         recipe = recipes[index]
         colour = palette.colour(recipe.recipe) if palette.is_prominent(recipe.recipe) else theme.lines[2]
+        axes.set_ylim(low, high)
         _draw_curve(axes, recipe, colour, "o", theme)
+        for lr, estimate in recipe.losses.items():
+            if estimate.mean > high:
+                axes.plot([lr], [0.97], "^", color=colour, markersize=7, transform=axes.get_xaxis_transform())
         baseline = " (baseline)" if recipe is part.baseline else ""
         axes.set_title(f"{recipe.recipe}{baseline}", color=colour, fontsize=9.5)
         axes.annotate(
             f"{recipe.best_loss.mean:.3f} at {lr_text(recipe.best_lr)}",
-            (0.97, 0.95), xycoords="axes fraction", ha="right", va="top", fontsize=8.5, color=theme.ink,
+            (0.03, 0.95), xycoords="axes fraction", ha="left", va="top", fontsize=8.5, color=theme.ink,
         )  # fmt: skip
         _rate_axis(axes, part, every=2)
         axes.tick_params(labelbottom=index + columns >= len(recipes))
-    if finite:
-        low, high = min(finite), max(finite)
-        grid[0, 0].set_ylim(low - 0.08 * (high - low), high + 0.25 * (high - low))
     figure.supylabel("validation loss, nats per token", fontsize=9.5, color=theme.muted)
-    figure.supxlabel("learning rate; grey: the other recipes", fontsize=9.5, color=theme.muted)
+    figure.supxlabel(
+        "learning rate; grey: the other recipes; triangle: a loss above the picture", fontsize=9.5, color=theme.muted
+    )
     return figure
+
+
+def _common_range(recipes: list[RecipeResult]) -> tuple[float, float]:
+    """Losses that the panels show: from the lowest up to three times as far as the median, so that what diverged does
+    not flatten all other curves."""
+    losses = [
+        estimate.mean for recipe in recipes for estimate in recipe.losses.values() if math.isfinite(estimate.mean)
+    ]
+    low = min(losses, default=0.0)
+    high = min(max(losses, default=1.0), low + 3 * (statistics.median(losses or [1.0]) - low))
+    room = max(high - low, 1e-3)
+    return low - 0.1 * room, high + 0.3 * room
 
 
 def draw_losses(axes: Axes, part: StudyResult, theme: Theme) -> None:
@@ -83,55 +95,6 @@ def draw_losses(axes: Axes, part: StudyResult, theme: Theme) -> None:
     note = "cross: attention collapsed" if any(trial.collapsed for trial in part.trials) else "no trial collapsed"
     grey = "; grey: the other recipes" if palette.crowded else ""
     axes.set_xlabel(f"learning rate\n{note}; band: within {PLATEAU_NATS} of the recipe's best{grey}", loc="left")
-
-
-def differences_from_baseline(part: StudyResult, theme: Theme) -> Figure | None:
-    """Best loss and LR sensitivity minus the baseline's, with the intervals that the verdict follows; None for a single
-    seed. A filled dot is a difference that is shown, a hollow one is not."""
-    ranking, palette = rank(part), Palette(part, theme)
-    families = {
-        "lowest loss minus the baseline's, nats": ranking.losses,
-        "LR sensitivity minus the baseline's, nats": ranking.sensitivities,
-    }
-    families = {title: family for title, family in families.items() if family}
-    if part.baseline is None or not families:
-        return None
-    names = sorted(ranking.losses, key=lambda name: ranking.losses[name].mean)
-    figure = Figure(figsize=(5.2 * len(families) + 1, 1.2 + 0.3 * len(names)))
-    panels = figure.subplots(1, len(families), sharey=True, squeeze=False)[0]
-    for axes, (title, family) in zip(panels, families.items(), strict=True):
-        axes.axvspan(-SMALLEST_NATS, SMALLEST_NATS, color=theme.grid, linewidth=0, zorder=0)
-        axes.axvline(0, color=theme.muted, linewidth=1)
-        widest = max(abs(found.mean) for found in family.values())
-        for row, name in enumerate(names):
-            if name not in family:
-                continue
-            found = family[name]
-            colour = palette.colour(name) if palette.is_prominent(name) else theme.lines[2]
-            axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2, alpha=1 if found.shown else 0.5)
-            fill = colour if found.shown else theme.paper
-            axes.plot([found.mean], [row], "o", markersize=7, color=colour, markerfacecolor=fill, markeredgewidth=1.6)
-        reach = 2.2 * widest + 2 * SMALLEST_NATS  # an interval of two or three seeds may be far longer than the picture
-        axes.set_xlim(-reach, reach)
-        axes.set_xlabel(title)
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-        axes.set_yticks(range(len(names)), names)
-        axes.tick_params(axis="y", labelcolor=theme.ink, labelsize=9.5)
-        axes.grid(axis="y", visible=False)
-        axes.annotate(
-            "better", (0, 1), xycoords="axes fraction", xytext=(2, 3), textcoords="offset points", fontsize=8.5
-        )
-        axes.annotate(
-            "worse",
-            (1, 1),
-            xycoords="axes fraction",
-            xytext=(-2, 3),
-            textcoords="offset points",
-            fontsize=8.5,
-            ha="right",
-        )
-    panels[0].set_ylim(len(names) - 0.4, -0.6)
-    return figure
 
 
 def sensitivity_bars(part: StudyResult, theme: Theme) -> Figure:

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from comparison.analysis import PLATEAU_NATS, Analysis, StudyResult
 from comparison.attention_plots import attention_over_steps, collapse_and_cure, entropy_per_head
+from comparison.difference_plot import differences_from_baseline
 from comparison.heat_map import heat_map
-from comparison.loss_plots import differences_from_baseline, loss_over_learning_rate, sensitivity_bars
+from comparison.loss_plots import loss_over_learning_rate, sensitivity_bars
 from comparison.shape_plots import best_rate_over_width, loss_per_shape
 from monitoring.style import LIGHT, Theme
 

@@ -38,8 +38,10 @@ class LrScaling:
     def sentence(self) -> str:
         """The same in words."""
         if self.at_end:
-            ends = ", ".join(self.at_end)
-            return f"{self.recipe}: its best learning rate is at an end of the grid ({ends}), so its move is not shown."
+            where = ", ".join(self.at_end)
+            return (
+                f"{self.recipe}: its best learning rate is at an end of the grid ({where}), so its move is not shown."
+            )
         factor = 2**self.exponent
         said = f"divides by {1 / factor:.2g}" if factor < 1 else f"is multiplied by {factor:.2g}"
         widths = f"when the width doubles (from {min(self.best)} to {max(self.best)})"

@@ -526,16 +526,32 @@ def _sweep_on(
 @app.command()
 def compare(
     folder: Annotated[Path, typer.Argument(help="Folder of a study.", metavar="DIR", show_default=False)],
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of another study: compare the two, recipe by recipe.", metavar="DIR", show_default=False
+        ),
+    ] = None,
 ) -> None:
-    """Print a study's table and write its report: report.html and its pictures.
+    """Print a study's table and write its report: report.html and its pictures; or compare it with another study.
 
     \b
-    Example:
+    Examples:
       steadytrain compare runs/demo
+      steadytrain compare runs/demo --against runs/demo-with-warm-up
     """
     from rich.console import Console
 
     from comparison.analysis import analyse
+
+    if against is not None:
+        from comparison import against as two
+
+        found = two.against(analyse(folder), analyse(against))
+        page = two.write(found)
+        Console(highlight=False).print(two.table(found))
+        typer.echo(f"comparison: {page}")
+        return
     from comparison.report import write
     from comparison.table import table
 

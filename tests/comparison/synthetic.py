@@ -57,6 +57,11 @@ def study(
     return analysed(Path("runs/synthetic"), record(recipes, seeds, grid, shapes or {}), trials)
 
 
+def gathered(recipes: Sequence[str], trials: Sequence[TrialResult], *, seeds: int, grid: Sequence[float]) -> Analysis:
+    """A study of these trials."""
+    return analysed(Path("runs/synthetic"), record(recipes, seeds, grid, {}), trials)
+
+
 def part(recipes: Mapping[str, Curve], **settings) -> StudyResult:
     """The same, of a study without shapes."""
     return study(recipes, **settings).parts[""]

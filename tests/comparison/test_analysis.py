@@ -6,15 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from comparison.analysis import Spread, analyse, collapse_step, lr_sensitivity, plateau
+from comparison.analysis import analyse, lr_sensitivity, plateau, recipe_result
+from comparison.statistics import Estimate
 from comparison.study import load_study
+from comparison.trial_result import collapse_step, rank_collapse_step
 from configs.errors import DataError
 from tests.comparison.conftest import STUDY, write_study
 from tests.comparison.fake_trial import INITIAL
+from tests.comparison.synthetic import trial
 
 
 def test_lr_sensitivity_by_hand():
-    assert lr_sensitivity([2.4, 2.3, 2.6, 5.6]) == pytest.approx((0.1 + 0.0 + 0.3 + 3.3) / 4)
+    losses = {1e-3: 2.4, 1e-2: 2.3, 3e-2: 2.6, 1e-1: 5.6}
+    assert lr_sensitivity(losses, 1e-2) == pytest.approx((0.1 + 0.0 + 0.3 + 3.3) / 4)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +49,7 @@ def test_without_heads_the_mean_decides():
 
 
 def test_a_finished_study(finished_study):
-    result = analyse(finished_study.dir)
+    result = analyse(finished_study.dir).parts[""]
     baseline, sigma = result.recipes["pre-ln"], result.recipes["sigma-reparam"]
     assert [(trial.lr, trial.collapse_step) for trial in baseline.collapsed] == [(3e-2, 60)]
     assert sigma.collapsed == []
@@ -58,7 +62,7 @@ def test_a_finished_study(finished_study):
 
 def test_a_diverged_trial_counts_as_its_initial_loss(study_file):
     study = write_study(load_study(study_file), lambda trial: "diverge" if trial.label.startswith("pre") else "ok")
-    result = analyse(study.dir)
+    result = analyse(study.dir).parts[""]
     assert {spread.mean for spread in result.recipes["pre-ln"].losses.values()} == {INITIAL}
     assert len(result.recipes["pre-ln"].diverged) == 2
 
@@ -66,7 +70,7 @@ def test_a_diverged_trial_counts_as_its_initial_loss(study_file):
 def test_a_partial_study_says_what_is_missing(study_file):
     modes = {("pre-ln", 1e-3): "ok", ("pre-ln", 3e-2): "half"}
     study = write_study(load_study(study_file), lambda trial: modes.get((trial.recipe, trial.lr)))
-    result = analyse(study.dir)
+    result = analyse(study.dir).parts[""]
     assert list(result.recipes) == ["pre-ln"]
     assert [(trial.recipe, trial.lr) for trial in result.missing] == [
         ("sigma-reparam", 1e-3),
@@ -77,15 +81,69 @@ def test_a_partial_study_says_what_is_missing(study_file):
     assert math.isnan(result.missing[1].loss)
 
 
-def test_spread_over_seeds(study_file):
+def test_losses_over_seeds(study_file):
     study_file.write_text(STUDY + "seeds: [0, 1, 2]\n")
     study = write_study(load_study(study_file))
-    result = analyse(study.dir)
+    result = analyse(study.dir).parts[""]
     losses = [trial.loss for trial in result.of("pre-ln", 1e-3)]
-    spread = result.recipes["pre-ln"].losses[1e-3]
-    assert spread == Spread(pytest.approx(np.mean(losses)), pytest.approx(np.std(losses, ddof=1)), 3)
-    assert f"{Spread(2.0, 0.5, 3):.2f}" == "2.00 ± 0.50"
-    assert f"{Spread.of([2.0]):.2f}" == "2.00"
+    assert result.recipes["pre-ln"].losses[1e-3] == Estimate.of(losses)
+    assert Estimate.of(losses).sd == pytest.approx(np.std(losses, ddof=1))
+
+
+def test_the_best_learning_rate_is_that_of_the_mean_for_all_seeds():
+    """Seed 1 is best at 1e-2; the mean at 3e-2."""
+    losses = {(1e-2, 0): 2.6, (1e-2, 1): 2.2, (3e-2, 0): 2.3, (3e-2, 1): 2.3}
+    recipe = recipe_result("a", [trial("a", lr, seed, loss) for (lr, seed), loss in losses.items()])
+    assert recipe.best_lr == 3e-2
+    assert recipe.sensitivity_by_seed == pytest.approx({0: 0.15, 1: -0.05})
+    assert recipe.lr_sensitivity.mean == pytest.approx(0.05)
+
+
+STOPPED = {"step": 120, "loss": 3.4, "initial_loss": INITIAL, "reason": "hopeless"}
+
+
+@pytest.mark.parametrize(("rule", "loss", "bound"), [("above_initial", INITIAL, False), ("behind", 3.4, True)])
+def test_a_stopped_trial_has_ended(rule, loss, bound):
+    stopped = trial("a", 1e-1, 0, 0.0, summary=None, stopped=STOPPED | {"rule": rule})
+    assert (stopped.ended, stopped.loss, stopped.bound, stopped.saved_steps) == (True, loss, bound, 180)
+    assert stopped.blew_up != bound
+    recipe = recipe_result("a", [stopped, trial("a", 1e-2, 0, 2.3)])
+    assert f"{recipe.losses[1e-1]:.1f}" == f"{'≤ ' if bound else ''}{loss:.1f}"
+    assert recipe.lr_sensitivity.bound == bound
+    assert recipe.stopped == [stopped]
+
+
+def test_what_befell_a_recipe():
+    trials = [
+        trial("a", 1e-2, 0, 2.3, spikes=3, collapse_step=80),
+        trial("a", 1e-1, 0, 2.5, logged_steps=200, collapse_step=40),
+        trial("a", 3e-1, 0, 9.0),
+    ]
+    recipe = recipe_result("a", trials)
+    assert recipe.spikes_per_1000 == pytest.approx(3 * 1000 / 800)
+    assert recipe.first_collapse is trials[1]
+    assert recipe.blew_up == [trials[2]]
+    assert recipe.losses[3e-1].mean == INITIAL
+
+
+STEPS = np.arange(0, 60, 10)
+ALIKE = np.array([0.2, 0.995, 0.3, 0.992, 0.994, 0.999])
+
+
+@pytest.mark.parametrize(
+    ("cosine", "ratio", "expected"),
+    [
+        (ALIKE, 0.95, 30),  # one measurement at step 10 is not enough
+        (ALIKE, 0.5, None),  # attention chooses: that is no rank collapse
+        (0.5 * ALIKE, 0.95, None),
+        (np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.995]), 0.95, 50),  # to the end
+        (np.array([0.2, 0.995, 0.995, 0.995, 0.2, 0.2]), 0.95, 10),  # it need not last for ever
+    ],
+)
+def test_rank_collapse(cosine, ratio, expected):
+    cosine_SL = np.stack([cosine / 2, cosine], axis=1)  # one layer suffices
+    assert rank_collapse_step(STEPS, np.full(6, ratio), STEPS, cosine_SL) == expected
+    assert rank_collapse_step(STEPS, np.full(6, ratio), STEPS[:0], np.empty((0,))) is None
 
 
 def test_a_folder_that_is_no_study(tmp_path: Path):
