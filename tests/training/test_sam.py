@@ -66,7 +66,7 @@ def assert_same_sharpness(actual: Trace, expected: Trace) -> None:
 
 @pytest.mark.slow
 def test_bf16_moves_the_fp32_weights() -> None:
-    """Within bf16's rounding of the fp32 run, as in `test_precision`."""
+    """Losses of 4 within 1e-3 of the fp32 run, as in `test_precision`; so their difference within 4e-3, or a tenth."""
     optimizer = OPTIMIZER | {"sam_rho": 0.05}
     cfg = config(2, model=SIGMA, parallel=SEQUENCE_PARALLEL, training={"precision": "bf16"}, optimizer=optimizer)
     dense = config(1, model=SIGMA, optimizer=optimizer)
