@@ -65,8 +65,8 @@ def test_bound_of_every_row_from_its_spread(length: int, groups: int, sharpness:
     assert (ours.bound_BHT[..., 1:] > 0).any() or length == 1 or sharpness == 10
 
 
-@pytest.mark.parametrize("sharpness", [0.1, 1.0, 10.0, 300.0], ids=lambda s: f"sharpness {s}")
-@pytest.mark.parametrize(("length", "groups"), [(1, 4), (64, 2), (257, 1), (1500, 2)])
+@pytest.mark.parametrize("sharpness", [0.1, 10.0, 300.0], ids=lambda s: f"sharpness {s}")
+@pytest.mark.parametrize(("length", "groups"), [(1, 4), (257, 1), (1100, 2)])
 def test_capped_logits_equal_the_full_matrix(length: int, groups: int, sharpness: float) -> None:
     """Entropy, largest logit and bound of cap * tanh(s / cap), from logits it hardly bends to ones it flattens."""
     q, k = heads(length, sharpness, groups)
@@ -76,11 +76,9 @@ def test_capped_logits_equal_the_full_matrix(length: int, groups: int, sharpness
     torch.testing.assert_close(ours.entropy_BHT.double(), entropy, rtol=0, atol=1e-4)
     torch.testing.assert_close(ours.max_logit_BHT.double(), largest, rtol=1e-5, atol=1e-5)
     scores = q.double() @ k.double().repeat_interleave(4 // groups, 1).transpose(-1, -2) * K**-0.5
-    scores = cap * torch.tanh(scores / cap)
-    spread = torch.stack(
-        [scores[:, :, i, : i + 1].var(-1, unbiased=False).mul(i + 1).sqrt() for i in range(length)], -1
-    )
-    expected = entropy_lower_bound(spread, torch.arange(1, length + 1))
+    scores, keys = cap * torch.tanh(scores / cap), torch.arange(1, length + 1)
+    mean = scores.tril().sum(-1) / keys
+    expected = entropy_lower_bound((scores - mean[..., None]).tril().norm(dim=-1), keys)
     torch.testing.assert_close(ours.bound_BHT.double(), expected, rtol=0, atol=1e-4)
 
 
