@@ -13,7 +13,7 @@ from comparison.processes import TrialProcess
 from comparison.record import FAILURE, STOPPED, trial_config
 from comparison.stopping import Stopped, Watch
 from comparison.study import Study, Trial
-from comparison.trials import logs
+from comparison.trials import has_ended, logs
 from monitoring.mlflow_store import mark_failed, mark_stopped
 from monitoring.recorder import SUMMARY, last_metrics, read_stopped, read_summary, write_json
 
@@ -42,7 +42,8 @@ def run_trials(
     Interrupted, it ends every process it started before it raises.
     """
     waiting, running, failures = list(pending), list[Running](), dict[Trial, Failure]()
-    watch = _watch(study, pending)
+    ended = [trial for trial in study.trials if has_ended(trial)]
+    watch = Watch(study.stopping, ended) if study.stopping is not None else None
     try:
         while waiting or running:
             while waiting and len(running) < at_once:
@@ -69,13 +70,6 @@ def run_trials(
                 entry.process.stop()
                 mark_failed(entry.trial.config, entry.trial.config.run_dir)
     return failures
-
-
-def _watch(study: Study, pending: Sequence[Trial]) -> Watch | None:
-    if study.stopping is None:
-        return None
-    left = {trial.config.run_dir for trial in pending}
-    return Watch(study.stopping, [trial for trial in study.trials if trial.config.run_dir not in left])
 
 
 def _start(study: Study, trial: Trial, command: Command, watch: Watch | None) -> Running:

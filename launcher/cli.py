@@ -521,6 +521,8 @@ def _sweep_on(
         f"{len(swept.ids)} trials queued as job {swept.ids[0].split('_')[0]}{kept}; job {swept.compare_id} compares "
         f"them at the end; steadytrain status {swept.study_dir}"
     )
+    if swept.unwatched:
+        typer.echo("stopping: is for a sweep on this machine, which looks on; on a cluster every trial runs to its end")
 
 
 @app.command()

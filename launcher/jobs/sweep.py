@@ -44,6 +44,8 @@ class Swept:
     compare_id: str | None
     kept: int
     under_way: int
+    unwatched: bool
+    """The study says when to stop hopeless trials, which takes a sweep that looks on: here all run to their end."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +81,14 @@ def sweep(
 ) -> Swept:
     """Queue the trials that have no result and are not queued yet, `at_once` at a time, and the comparison after them.
 
-    `only`: the part of the study to queue now. Nobody looks at a study's `stopping` here: each job runs to its end.
+    `only`: the part of the study to queue now.
 
     Raises ConfigError, DataError (study, site, a trial that does not fit it), LaunchError (no Slurm, or it refuses);
     then no trial is queued.
     """
     site = load_site(cluster, options)
     study = load_study(path, [*overrides, f"run.dir={_absolute_runs(path, overrides)}"])
-    asked = only.of(study)
+    asked, unwatched = only.of(study), study.stopping is not None
     _check_layouts(site, study)
     executors.require_slurm()
     executors.validate(_script(study, site, at_once), site.resources.partition)
@@ -97,7 +99,7 @@ def sweep(
         pending = [trial for trial in without_result if trial.config.run_dir not in alive]
         kept, under_way = len(asked) - len(without_result), len(alive)
         if not pending:
-            return Swept(study.dir, [], None, kept, under_way)
+            return Swept(study.dir, [], None, kept, under_way, unwatched)
         # Not closed: the study's MLflow run goes on until the comparing job ends it.
         tracker = open_study_run(study.base, study.name, study.dir)
         try:
@@ -105,7 +107,7 @@ def sweep(
         except BaseException:
             tracker.close("failed")
             raise
-    return Swept(study.dir, ids, compare_id, kept, under_way)
+    return Swept(study.dir, ids, compare_id, kept, under_way, unwatched)
 
 
 def _make_folder(study: Study) -> None:

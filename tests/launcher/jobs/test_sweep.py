@@ -46,6 +46,19 @@ def test_trials_and_their_comparison_are_queued(slurm: FakeSlurm) -> None:
     assert "#SBATCH --array=0-1" in trials and "#SBATCH --dependency=afterany:100" in comparing
 
 
+def test_a_part_of_a_study_is_queued_and_its_stopping_rule_said_to_be_idle(slurm: FakeSlurm) -> None:
+    study = yaml.safe_load(Path("study.yaml").read_text())
+    study |= {"stopping": {"above_initial": 50}, "shapes": {"d32": {"model": {"hidden_size": 32}}}}
+    Path("study.yaml").write_text(yaml.safe_dump(study))
+    arguments = ["--cluster", "site.yaml", "tracking.kind=none", "--learning-rates", "1e-2"]
+    result = CliRunner().invoke(app, ["sweep", "study.yaml", *arguments])
+    assert result.exit_code == 0
+    assert "1 trials queued as job 100" in result.stdout and "on a cluster every trial runs to its end" in result.stdout
+    assert [path.parent.parent for path in STUDY_DIR.rglob("job.json")] == [
+        STUDY_DIR / "trials/plain/d32/lr-1e-02/seed-0"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "site", "code", "line"),
     [
