@@ -61,7 +61,7 @@ LAYOUTS = {
 QUICK = ["dp2 ZeRO-1", "tp2, qk+v"]
 
 
-def clipping(world_size: int, model: dict, parallel: dict, training: dict, **optimizer: float) -> Config:
+def clipping(world_size: int, model: dict, parallel: dict, training: dict, **optimizer: object) -> Config:
     threshold = THRESHOLD[model.get("reparam", {}).get("kind", "none")]
     fields = OPTIMIZER | {"qk_clip": threshold} | optimizer
     return config(world_size, model=model, parallel=parallel, training=training, optimizer=fields)
@@ -78,8 +78,13 @@ def test_with_sam_the_logits_are_those_at_w() -> None:
     assert_layout_equals_dense(4, LARGE, {"tp": 2, "pp": 2}, {}, sam_rho=0.05)
 
 
+@pytest.mark.slow
+def test_with_muon_the_fragments_of_all_ranks_are_clipped() -> None:
+    assert_layout_equals_dense(4, LARGE, {"tp": 2, "zero_stage": 2}, {}, name="muon")
+
+
 def assert_layout_equals_dense(
-    world_size: int, model: dict, parallel: dict, training: dict, **optimizer: float
+    world_size: int, model: dict, parallel: dict, training: dict, **optimizer: object
 ) -> None:
     dense_cfg = clipping(1, model, {}, {}, **optimizer)
     expected = train_dense(dense_decoder(dense_cfg), dense_batches(dense_cfg, 5))
