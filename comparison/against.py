@@ -120,14 +120,17 @@ def table(found: Against) -> RenderableType:
     """The comparison for a terminal."""
     ours, theirs = found.names
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("recipe", no_wrap=True)
-    for heading in (ours, theirs, "difference of the lowest loss", "difference of LR sensitivity"):
-        shown.add_column(heading, justify="right")
-    for row in _rows(found):
-        style = "bold" if row["loss_shown"] else ""
-        shown.add_row(row["name"], row["ours"], row["theirs"], Text(row["loss"], style=style), Text(row["sensitivity"]))
+    for heading in ("recipe", "here", "there", "here minus there", ""):
+        shown.add_column(heading, justify="left" if heading == "recipe" else "right", no_wrap=True)
+    for pair in found.pairs:
+        difference = f"{pair.loss:.3f}" if pair.loss else f"{_seen(pair, _best):+.3f}"
+        word, style = ("shown", "bold") if pair.loss and pair.loss.shown else ("", "")
+        shown.add_row(
+            pair.label, _mean(pair.ours), _mean(pair.theirs), Text(difference, style=style), Text(word, style=style)
+        )
     lines = "\n".join(f"- {sentence}" for sentence in sentences(found))
-    return Group(Text(f"Study {ours} against {theirs}", style="bold"), shown, Text(lines))
+    title = Text(f"Lowest loss in {ours} (here) against {theirs} (there)", style="bold")
+    return Group(title, shown, Text(lines))
 
 
 def write(found: Against) -> Path:
@@ -162,6 +165,10 @@ def _rows(found: Against) -> list[dict[str, Any]]:
         }
         for pair in found.pairs
     ]
+
+
+def _mean(recipe: RecipeResult) -> str:
+    return f"{recipe.best_loss.mean:.3f}"
 
 
 def _seen(pair: Pair, number: Callable[[RecipeResult], float]) -> float:

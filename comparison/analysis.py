@@ -60,10 +60,6 @@ class RecipeResult:
         return [trial for trial in self.ended if trial.blew_up]
 
     @property
-    def diverged(self) -> list[TrialResult]:
-        return [trial for trial in self.ended if trial.diverged]
-
-    @property
     def stopped(self) -> list[TrialResult]:
         """Ended early by the study."""
         return [trial for trial in self.ended if trial.summary is None]

@@ -30,7 +30,7 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
     rows = math.ceil(len(recipes) / columns)
     figure = Figure(figsize=(2.55 * columns, 2.15 * rows + 0.5))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    low, high = _common_range(recipes)
+    low, high = common_range(recipes)
     for index, axes in enumerate(grid.flat):
         if index >= len(recipes):
             axes.set_visible(False)
@@ -41,7 +41,7 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
         recipe = recipes[index]
         colour = palette.colour(recipe.recipe) if palette.is_prominent(recipe.recipe) else theme.lines[2]
         axes.set_ylim(low, high)
-        _draw_curve(axes, recipe, colour, "o", theme)
+        _draw_curve(axes, recipe, colour, "o", theme, highest=high)
         for lr, estimate in recipe.losses.items():
             if estimate.mean > high:
                 axes.plot([lr], [0.97], "^", color=colour, markersize=7, transform=axes.get_xaxis_transform())
@@ -60,7 +60,7 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
     return figure
 
 
-def _common_range(recipes: list[RecipeResult]) -> tuple[float, float]:
+def common_range(recipes: list[RecipeResult]) -> tuple[float, float]:
     """Losses that the panels show: from the lowest up to three times as far as the median, so that what diverged does
     not flatten all other curves."""
     losses = [
@@ -72,8 +72,10 @@ def _common_range(recipes: list[RecipeResult]) -> tuple[float, float]:
     return low - 0.1 * room, high + 0.3 * room
 
 
-def draw_losses(axes: Axes, part: StudyResult, theme: Theme) -> None:
-    """All recipes in one panel, their plateaus as bands under the lines, bootstrap intervals as whiskers."""
+def draw_losses(axes: Axes, part: StudyResult, theme: Theme, limits: tuple[float, float] | None = None) -> None:
+    """All recipes in one panel, their plateaus as bands under the lines, bootstrap intervals as whiskers; of losses
+    within `limits`, if they are given."""
+    highest = math.inf if limits is None else limits[1]
     palette, ends = Palette(part, theme), []
     for recipe in part.recipes.values():
         colour = palette.colour(recipe.recipe)
@@ -85,12 +87,15 @@ def draw_losses(axes: Axes, part: StudyResult, theme: Theme) -> None:
         inside = [index for index, lr in enumerate(rates) if low <= lr <= high]
         band = [[values[index] for index in inside] for values in (rates, means)]
         axes.plot(*band, color=colour, linewidth=13, alpha=0.18, zorder=1)
-        _draw_curve(axes, recipe, colour, palette.marker(recipe.recipe), theme)
+        _draw_curve(axes, recipe, colour, palette.marker(recipe.recipe), theme, highest)
         ends.append((recipe.recipe, rates[-1], means[-1], colour))
     _rate_axis(axes, part)
     axes.set_ylabel("validation loss, nats per token")
-    axes.margins(y=0.12)
-    axes.autoscale_view()
+    if limits is None:
+        axes.margins(y=0.12)
+        axes.autoscale_view()
+    else:
+        axes.set_ylim(limits)
     end_labels(axes, [end for end in ends if math.isfinite(end[2])])
     note = "cross: attention collapsed" if any(trial.collapsed for trial in part.trials) else "no trial collapsed"
     grey = "; grey: the other recipes" if palette.crowded else ""
@@ -128,11 +133,17 @@ def _curve(recipe: RecipeResult) -> tuple[list[float], list[float]]:
     return list(recipe.losses), [estimate.mean for estimate in recipe.losses.values()]
 
 
-def _draw_curve(axes: Axes, recipe: RecipeResult, colour: str, marker: str, theme: Theme) -> None:
-    """One recipe's curve with whiskers; a cross where a trial's attention collapsed."""
+def _draw_curve(
+    axes: Axes, recipe: RecipeResult, colour: str, marker: str, theme: Theme, highest: float = math.inf
+) -> None:
+    """One recipe's curve with whiskers; a cross where a trial's attention collapsed; no marks above `highest`."""
     rates, means = _curve(recipe)
     axes.plot(rates, means, color=colour, zorder=2)
-    ends = [(lr, estimate.mean, estimate.interval) for lr, estimate in recipe.losses.items() if estimate.interval]
+    ends = [
+        (lr, estimate.mean, estimate.interval)
+        for lr, estimate in recipe.losses.items()
+        if estimate.interval and estimate.mean <= highest
+    ]
     if ends:
         below = [mean - interval[0] for _, mean, interval in ends]
         above = [interval[1] - mean for _, mean, interval in ends]
@@ -146,7 +157,8 @@ def _draw_curve(axes: Axes, recipe: RecipeResult, colour: str, marker: str, them
         )
     collapsed = {trial.lr for trial in recipe.collapsed}
     for lr, mean in zip(rates, means, strict=True):
-        mark(axes, lr, mean, lr in collapsed, marker, colour, theme)
+        if mean <= highest:
+            mark(axes, lr, mean, lr in collapsed, marker, colour, theme)
 
 
 def mark(axes: Axes, x: float, y: float, collapsed: bool, marker: str, colour: str, theme: Theme) -> None:

@@ -7,10 +7,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
 from comparison.analysis import Analysis
-from comparison.loss_plots import draw_losses
+from comparison.loss_plots import common_range, draw_losses
 from comparison.palette import Palette
 from comparison.scaling import lr_scaling
-from monitoring.style import Theme, end_labels
+from monitoring.style import Theme, end_labels, lr_text
 
 COLUMNS = 3
 
@@ -24,8 +24,9 @@ def loss_per_shape(analysis: Analysis, theme: Theme) -> Figure | None:
     rows = math.ceil(len(parts) / columns)
     figure = Figure(figsize=(5.2 * columns, 4.4 * rows))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    limits = common_range([recipe for part in parts.values() for recipe in part.recipes.values()])
     for axes, (shape, part) in zip(panels.flat, parts.items(), strict=False):
-        draw_losses(axes, part, theme)
+        draw_losses(axes, part, theme, limits)
         axes.set_title(shape)
     for axes in panels.flat[len(parts) :]:
         axes.set_visible(False)
@@ -59,6 +60,10 @@ def best_rate_over_width(analysis: Analysis, theme: Theme) -> Figure | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(every, [str(width) for width in every])
     axes.set_xlabel("hidden size")
+    low, high = axes.get_ylim()
+    rates = [lr for lr in analysis.record.learning_rates if low <= lr <= high]
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.set_yticks(rates, [lr_text(lr) for lr in rates])
     axes.set_ylabel("best learning rate")
     end_labels(axes, ends)
     return figure

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from typer.testing import CliRunner
 
 from comparison.against import against, sentences, table, write
 from configs.errors import DataError
-from tests.comparison.synthetic import Curve, study
+from launcher.cli import app
+from tests.comparison.synthetic import Curve, study, write_study
 
 RECIPES = {"pre-ln": Curve(), "sigma": Curve(), "only-here": Curve()}
 
@@ -71,3 +73,14 @@ def test_the_page_and_the_table(tmp_path):
     console.print(table(found))
     text = console.export_text()
     assert all(pair.label in text for pair in found.pairs)
+
+
+def test_the_command(tmp_path):
+    here = write_study(tmp_path / "here", {"pre-ln": Curve()}, seeds=2, grid=(1e-2,))
+    there = write_study(tmp_path / "there", {"sigma": Curve()}, seeds=2, grid=(1e-2,))
+    result = CliRunner().invoke(app, ["compare", str(here), "--against", str(here)])
+    assert result.exit_code == 0
+    assert "No difference of the lowest loss shown" in " ".join(result.stdout.split())
+    assert (here / "against-synthetic.html").exists()
+    result = CliRunner().invoke(app, ["compare", str(here), "--against", str(there)])
+    assert (result.exit_code, len(result.stderr.splitlines())) == (2, 1)

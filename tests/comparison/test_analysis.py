@@ -64,7 +64,7 @@ def test_a_diverged_trial_counts_as_its_initial_loss(study_file):
     study = write_study(load_study(study_file), lambda trial: "diverge" if trial.label.startswith("pre") else "ok")
     result = analyse(study.dir).parts[""]
     assert {spread.mean for spread in result.recipes["pre-ln"].losses.values()} == {INITIAL}
-    assert len(result.recipes["pre-ln"].diverged) == 2
+    assert len(result.recipes["pre-ln"].blew_up) == 2
 
 
 def test_a_partial_study_says_what_is_missing(study_file):
