@@ -34,7 +34,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m examples.samformer", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="how many, at least 2 (default: 5)")
     parser.add_argument("--batch", type=int, default=32, help="series of a step (default: 32)")
-    parser.add_argument("--full", action="store_true", help="the paper's size, its one seed and the next: hours")
+    parser.add_argument(
+        "--full", action="store_true", help="the size of the paper, its one seed and the next: far longer"
+    )
     parser.add_argument("--revin", action="store_true", help="with RevIN, which this problem does not bear")
     parser.add_argument("--out", type=Path, default=Path("runs/examples/samformer"), help="folder for what it leaves")
     chosen = parser.parse_args()

@@ -32,6 +32,7 @@ def epochs_figure(results: Results, best: float, theme: Theme) -> Figure:
             ends.append((name, trials[0].epochs[-1], last, colour))
         loss.axhline(best, color=theme.muted, linewidth=1, linestyle="--")
         loss.set_ylim(best - 0.1, best + 1.2)
+        sharpness.set_yscale("symlog", linthresh=10)  # a saddle's is far below zero
         end_labels(sharpness, ends, gap=0.1)
     return figure
 

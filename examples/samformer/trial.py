@@ -51,7 +51,7 @@ class Trial:
     entropy: list[float] = field(default_factory=list)
     """Mean entropy of a channel's attention, in nats; at most log(channels)."""
     sharpness: list[float] = field(default_factory=list)
-    """Largest eigenvalue of the Hessian of the training loss in the weights that the layers multiply by."""
+    """Largest eigenvalue, in size, of the Hessian of the training loss in the weights that the layers multiply by."""
     test: float = float("nan")
 
 
@@ -123,7 +123,7 @@ def attention_entropy(attention_BDD: Tensor) -> float:
 
 
 def sharpness(model: Samformer, split: Split, iterations: int = 15) -> float:
-    """Largest eigenvalue (in size) of the Hessian of the loss, by power iteration.
+    """Largest eigenvalue in size of the Hessian of the loss, as so many power iterations find it; below 0 at a saddle.
 
     In W_hat where a linear is reparametrised: its function does not depend on the size of W.
     """
