@@ -13,7 +13,8 @@ from comparison.trial_result import collapse_step, rank_collapse_step
 from configs.errors import DataError
 from tests.comparison.conftest import STUDY, write_study
 from tests.comparison.fake_trial import INITIAL
-from tests.comparison.synthetic import trial
+from tests.comparison.synthetic import Curve, trial
+from tests.comparison.synthetic import write_study as write_synthetic
 
 
 def test_lr_sensitivity_by_hand():
@@ -152,3 +153,18 @@ def test_a_folder_that_is_no_study(tmp_path: Path):
     (tmp_path / "study.yaml").write_text("name: [1\n")
     with pytest.raises(DataError, match="is not a study record"):
         analyse(tmp_path)
+
+
+def test_run_folders_tell_rank_collapse_from_entropy_collapse(tmp_path: Path):
+    write_synthetic(tmp_path, {"pre-ln": Curve(), "post-ln": Curve()}, seeds=1, grid=(1e-2, 1e-1))
+    result = analyse(tmp_path).parts[""]
+    found = {(t.recipe, t.lr): (t.collapse_step, t.rank_collapse_step, t.spikes) for t in result.trials}
+    assert found == {
+        ("pre-ln", 1e-2): (None, None, 0),
+        ("pre-ln", 1e-1): (140, None, 1),
+        ("post-ln", 1e-2): (None, None, 0),
+        ("post-ln", 1e-1): (None, 120, 0),
+    }
+    assert result.recipes["pre-ln"].spikes_per_1000 == pytest.approx(1000 / 600)
+    assert result.recipes["pre-ln"].peak_memory == 6.1e8
+    assert len(result.trials[0].run_id) == 32
