@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from configs.describe import shown
+from pydantic_core import to_jsonable_python
+
+from configs.describe import find, shown
 from configs.errors import CheckpointError
 from configs.flatten import flatten
 from configs.schema import Config
@@ -68,9 +70,19 @@ def require_compatible(folder: Path, manifest: Manifest, config: Config, data_fi
 
 
 def differences(then: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
-    """For each dotted key of which a checkpoint (`then`) has another value than `now`, the line that says so."""
-    pairs = {key: (then.get(key, NOT_SET), now.get(key, NOT_SET)) for key in then | now}
+    """For each dotted key of which a checkpoint (`then`) has another value than `now`, the line that says so.
+
+    A key that the checkpoint's version did not know yet has its default: what a new key adds is off by default.
+    """
+    pairs = {key: (then.get(key, _default(key)), now.get(key, NOT_SET)) for key in then | now}
     return {key: _line(key, before, after) for key, (before, after) in pairs.items() if before != after}
+
+
+def _default(key: str) -> object:
+    info = find(key)
+    if info is None or info.is_required():
+        return NOT_SET
+    return to_jsonable_python(info.get_default(call_default_factory=True))
 
 
 def _fixed(config: dict[str, Any]) -> dict[str, Any]:

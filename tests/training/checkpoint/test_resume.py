@@ -98,13 +98,21 @@ def test_data_are_not_blamed_for_another_seed():
     ]
 
 
-def test_a_key_one_side_does_not_have():
+def test_a_key_that_this_version_does_not_know():
     saved = manifest(config())
     saved.config["model"]["mixture"] = 4
-    del saved.config["model"]["bias"]
-    assert sorted(changes(saved, config(), "a" * 64)) == [
-        "model.bias = false: the checkpoint has no such key",
-        "model.mixture = no such key: the checkpoint has 4",
+    assert changes(saved, config(), "a" * 64) == ["model.mixture = no such key: the checkpoint has 4"]
+
+
+def test_a_key_that_the_checkpoints_version_did_not_know_has_its_default():
+    saved = manifest(config())
+    for key in ("bias", "low_rank", "residual", "attention_softcap"):
+        del saved.config["model"][key]
+    del saved.config["training"]["z_loss"]
+    assert changes(saved, config(), "a" * 64) == []
+    assert changes(saved, config("model.bias=true", "model.residual.kind=rezero"), "a" * 64) == [
+        "model.bias = true: the checkpoint has false",
+        "model.residual.kind = rezero: the checkpoint has plain",
     ]
 
 
