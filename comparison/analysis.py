@@ -94,6 +94,10 @@ class RecipeResult:
         """Losses at a learning rate, nan where a seed has none."""
         return [self.by_seed.get(seed, {}).get(lr, math.nan) for seed in seeds]
 
+    def lost_at(self, lr: float) -> bool:
+        """Whether every trial at a learning rate blew up."""
+        return all(trial.blew_up for trial in self.ended if trial.lr == lr)
+
     def bound_at(self, lr: float) -> bool:
         return lr in self.losses and self.losses[lr].bound
 

@@ -84,7 +84,8 @@ def _behind_leader(part: StudyResult, losses: dict[str, Difference], *, open_: b
 
 
 def compare_losses(first: RecipeResult, second: RecipeResult) -> Difference | None:
-    """Best loss of the first minus that of the second, over the seeds that both have; None for fewer than two."""
+    """Best loss of the first minus that of the second, over the seeds that both have; None for fewer than two, and
+    where all trials of both blew up."""
     return _difference(first, second, first.best_lr, second.best_lr)
 
 
@@ -106,6 +107,8 @@ def compare_sensitivity(first: RecipeResult, second: RecipeResult) -> Difference
 
 
 def _difference(first: RecipeResult, second: RecipeResult, lr: float, second_lr: float) -> Difference | None:
+    if first.lost_at(lr) and second.lost_at(second_lr):
+        return None  # both count as their initial losses, which say nothing of training
     seeds = sorted(first.by_seed.keys() & second.by_seed.keys())
     bound = first.bound_at(lr) or second.bound_at(second_lr)
     return paired(first.recipe, second.recipe, first.at(lr, seeds), second.at(second_lr, seeds), bound=bound)

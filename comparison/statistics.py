@@ -117,7 +117,8 @@ def paired(
 
     Differences that are all the same (zero variance) have p = 0, or 1 where they are all zero.
     """
-    gaps = np.asarray(of_first, dtype=np.float64) - np.asarray(of_second, dtype=np.float64)
+    with np.errstate(invalid="ignore"):  # infinity less infinity is no number, and left out
+        gaps = np.asarray(of_first, dtype=np.float64) - np.asarray(of_second, dtype=np.float64)
     gaps = gaps[np.isfinite(gaps)]
     if gaps.size < 2:
         return None

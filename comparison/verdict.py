@@ -77,6 +77,9 @@ def _seen(part: StudyResult) -> Iterator[str]:
 def _best(part: StudyResult, ranking: Ranking) -> Iterator[str]:
     leader = part.leader
     at = f"{leader.best_loss:.3f} at {lr_text(leader.best_lr)}"
+    if all(trial.blew_up for recipe in part.recipes.values() for trial in recipe.ended):
+        yield "No recipe is best: every trial that has ended diverged, or ended above its initial loss."
+        return
     if not ranking.behind:
         yield f"Lowest loss: {leader.recipe}, {at}; nothing yet to compare it with over two seeds or more."
     elif ranking.winner is not None:
@@ -89,10 +92,14 @@ def _best(part: StudyResult, ranking: Ranking) -> Iterator[str]:
         yield f"No difference shown between the lowest losses of the recipes; {leader.recipe}'s mean is lowest, {at}."
     else:
         yield f"No single best is shown: {leader.recipe} has the lowest mean loss, {at}."
-        yield f"Not told apart from {leader.recipe}: {some(ranking.not_told_apart)}."
+        if ranking.not_told_apart:
+            yield f"Not told apart from {leader.recipe}: {some(ranking.not_told_apart)}."
         behind = {name: difference for name, difference in ranking.behind.items() if difference.shown}
         if behind:
             yield f"Shown to be behind {leader.recipe}: {_named(behind, '.3f')}."
+    uncompared = [name for name in part.recipes if name not in ranking.behind and name != leader.recipe]
+    if ranking.behind and uncompared:
+        yield f"Not compared with {leader.recipe}, for want of two seeds that both have: {some(uncompared)}."
 
 
 def _against_baseline(part: StudyResult, ranking: Ranking) -> Iterator[str]:
@@ -122,10 +129,14 @@ def _collapse(part: StudyResult) -> Iterator[str]:
     if collapsed:
         describe = partial(_cases, part=part, short=len(collapsed) > MANY, step=lambda trial: trial.collapse_step)
         yield f"Attention entropy collapsed: {'; '.join(describe(recipe.collapsed) for recipe in collapsed)}."
-    if steady:
+    unfinished = {trial.recipe for trial in part.missing}
+    whole = [name for name in steady if name not in unfinished]
+    if whole:
         grid = part.record.learning_rates
-        who = "all other recipes" if collapsed and len(steady) > MANY else some(steady)
+        who = "all other recipes" if collapsed and len(whole) == len(steady) > MANY else some(whole)
         yield f"No entropy collapse anywhere from {span(grid[0], grid[-1])}: {who}."
+    if len(whole) < len(steady):
+        yield f"No entropy collapse so far, in a part of the trials: {some([n for n in steady if n in unfinished])}."
 
 
 def _rank_collapse(part: StudyResult) -> Iterator[str]:

@@ -1,5 +1,7 @@
 """The verdict claims what the intervals show, and no more."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -120,3 +122,33 @@ def test_metrics_for_mlflow():
     assert "peak_memory_bytes/sigma" not in metrics  # nan: it was not measured
     shaped = study_metrics(widths_study(0.0))
     assert {"best_lr/a/d64", "best_lr/a/d256"} <= set(shaped)
+
+
+def test_a_recipe_with_one_seed_of_several_is_named_as_not_compared():
+    trials = [
+        trial(name, 1e-2, seed, loss + 0.001 * seed * loss)
+        for name, loss in (("a", 2.3), ("b", 2.0))
+        for seed in range(3)
+    ]
+    verdict = sentences(gathered(["a", "b", "c"], [*trials, trial("c", 1e-2, 0, 2.5)], seeds=3, grid=(1e-2,)))
+    assert "Not compared with b, for want of two seeds that both have: c." in verdict
+    assert not [sentence for sentence in verdict if sentence.startswith("Not told apart")]
+
+
+def test_initial_losses_of_runs_that_all_diverged_make_no_winner():
+    def diverged(name: str, seed: int, initial: float):
+        summary = {"status": "diverged", "val_loss": math.nan, "initial_loss": initial + 0.001 * seed}
+        return trial(name, 1e-2, seed, math.nan, summary=summary)
+
+    trials = [diverged(name, seed, initial) for name, initial in (("a", 5.60), ("b", 5.55)) for seed in range(3)]
+    verdict = sentences(gathered(["a", "b"], trials, seeds=3, grid=(1e-2,)))
+    assert verdict[0] == "No recipe is best: every trial that has ended diverged, or ended above its initial loss."
+    assert not [sentence for sentence in verdict if " lower " in sentence or "is the best" in sentence]
+
+
+def test_no_collapse_is_claimed_only_of_what_has_run():
+    measured = {"step_S": np.array([1]), "entropy_ratio_S": np.array([0.9]), "max_logit_S": np.array([3.0])}
+    done = [trial("a", 1e-3, 0, 2.3, **measured)]
+    analysis = gathered(["a"], [*done, trial("a", 1e-1, 0, 2.3, summary=None)], seeds=1, grid=(1e-3, 1e-1))
+    assert "No entropy collapse so far, in a part of the trials: a." in sentences(analysis)
+    assert not [sentence for sentence in sentences(analysis) if "anywhere" in sentence]
