@@ -15,8 +15,8 @@ Definitions
 Shapes: S monitored steps, L layers, N heads.
 """
 
-import json
 import math
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from comparison.record import FAILURE, STOPPED, TrialRecord
-from monitoring.recorder import SIGNALS, read_events, read_metrics, read_summary
+from comparison.record import FAILURE, TrialRecord
+from configs.errors import DataError
+from monitoring.recorder import SIGNALS, read_events, read_metrics, read_object, read_stopped, read_summary
 
 HEAD_RATIO, HEAD_SHARE, MEAN_RATIO, LOGIT_ALARM = 0.1, 0.25, 0.3, 1e3
 TOKEN_COSINE, UNIFORM_RATIO, RANK_STEPS = 0.99, 0.9, 3
@@ -153,8 +154,8 @@ def read_trial(study_dir: Path, trial: TrialRecord) -> TrialResult:
         run_dir=run_dir,
         config=study_dir / trial.config,
         summary=read_summary(run_dir),
-        stopped=_json(run_dir / STOPPED),
-        failure=(_json(run_dir / FAILURE) or {}).get("reason"),
+        stopped=read_stopped(run_dir),
+        failure=(read_object(run_dir / FAILURE) or {}).get("reason"),
         run_id=_text(run_dir / RUN_ID),
         logged_steps=len(metrics),
         spikes=sum(event.get("detector") == "loss_spike" for event in read_events(run_dir)),
@@ -191,21 +192,23 @@ def rank_collapse_step(step_S: Steps, ratio_S: Series, cosine_step_S: Steps, cos
 
 
 def read_arrays(run_dir: Path, *names: str) -> list[tuple[Steps, Series]]:
-    """For each name the steps (S,) at which signals/ has it and the values (S, ...); every file is opened once."""
+    """For each name the steps (S,) at which signals/ has it and the values (S, ...); every file is opened once.
+
+    Raises: DataError for a damaged file.
+    """
     found: dict[str, dict[int, Any]] = {name: {} for name in names}
     for path in sorted((run_dir / SIGNALS).glob("step-*.npz")):
-        with np.load(path, allow_pickle=False) as arrays:
-            for name in set(names) & set(arrays.files):
-                found[name][int(path.stem.removeprefix("step-"))] = arrays[name]
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for name in set(names) & set(arrays.files):
+                    found[name][int(path.stem.removeprefix("step-"))] = arrays[name]
+        except (OSError, EOFError, ValueError, zipfile.BadZipFile):
+            raise DataError(f"{path}: damaged; delete {run_dir} and run it again") from None
     return [(np.array(list(of), dtype=np.int64), _stacked(list(of.values()))) for of in found.values()]
 
 
 def _stacked(values: Sequence[Series]) -> Series:
     return np.stack(values) if values else np.empty((0,))
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def _text(path: Path) -> str | None:

@@ -216,15 +216,16 @@ def read_signals(run_dir: Path, name: str) -> tuple[NDArray[np.int64], NDArray[A
 
 def read_summary(run_dir: Path) -> Record | None:
     """summary.json, or None while the run has not ended."""
-    return _read_object(run_dir / SUMMARY)
+    return read_object(run_dir / SUMMARY)
 
 
 def read_stopped(run_dir: Path) -> Record | None:
     """stopped.json, or None of a run that no sweep has ended early."""
-    return _read_object(run_dir / STOPPED)
+    return read_object(run_dir / STOPPED)
 
 
-def _read_object(path: Path) -> Record | None:
+def read_object(path: Path) -> Record | None:
+    """A JSON object of a run's folder, None where there is none. Raises: DataError if it is damaged."""
     return _parse(path.read_bytes(), path) if path.exists() else None
 
 
@@ -235,12 +236,12 @@ def _read_lines(path: Path) -> Iterator[Record]:
         yield _parse(line, path)
 
 
-def _parse(text: bytes, path: Path) -> Any:
-    """One JSON value of a run's file. Raises: DataError if it is not what a run writes."""
-    try:
-        return _decode(json.loads(text))
-    except ValueError:
-        raise DataError(f"{path}: damaged: a line is not JSON; delete {path.parent} and run it again") from None
+def _parse(text: bytes, path: Path) -> Record:
+    """One JSON object of a run's file. Raises: DataError if it is not what a run writes."""
+    record = parse_line(text)
+    if record is None:
+        raise DataError(f"{path}: damaged: a line is not JSON; delete {path.parent} and run it again")
+    return record
 
 
 def parse_line(text: bytes) -> Record | None:

@@ -11,6 +11,7 @@ from comparison.statistics import Estimate
 from comparison.study import load_study
 from comparison.trial_result import collapse_step, rank_collapse_step
 from configs.errors import DataError
+from monitoring.recorder import write_json
 from tests.comparison.conftest import STUDY, write_study
 from tests.comparison.fake_trial import INITIAL
 from tests.comparison.synthetic import Curve, trial
@@ -168,3 +169,19 @@ def test_run_folders_tell_rank_collapse_from_entropy_collapse(tmp_path: Path):
     assert result.recipes["pre-ln"].spikes_per_1000 == pytest.approx(1000 / 600)
     assert result.recipes["pre-ln"].peak_memory == 6.1e8
     assert len(result.trials[0].run_id) == 32
+
+
+@pytest.mark.parametrize("name", ["summary.json", "stopped.json", "failure.json", "signals/step-00000001.npz"])
+def test_a_damaged_file_is_one_line_that_says_what_to_do(finished_study, name):
+    path = finished_study.trials[0].config.run_dir / name
+    path.write_text("[")
+    with pytest.raises(DataError, match=f"{path.name}: damaged.*delete"):
+        analyse(finished_study.dir)
+
+
+def test_a_trial_stopped_at_an_infinite_loss_counts_as_its_initial_one(study_file):
+    study = write_study(load_study(study_file), lambda trial: "half")
+    stopped = {"step": 30, "loss": math.inf, "initial_loss": INITIAL, "rule": "behind", "reason": "behind"}
+    write_json(study.trials[0].config.run_dir / "stopped.json", stopped)
+    (found,) = [trial for trial in analyse(study.dir).trials if trial.ended]
+    assert found.loss == INITIAL
