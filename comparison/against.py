@@ -6,6 +6,7 @@ and the initial weights in both, which holds as far as their settings agree: the
 and LR sensitivities are corrected together for their number (Holm).
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def sentences(found: Against) -> list[str]:
     compared = [pair for pair in found.pairs if pair.loss is not None]
     said = []
     if not compared:
-        said.append(f"One seed in common: {ours} and {theirs} cannot be told apart; the table has what was seen.")
+        seen = "the table has what was seen"
+        said.append(f"No recipe can be compared over two seeds: {ours} and {theirs} cannot be told apart; {seen}.")
     for word, key in (("lowest loss", "loss"), ("LR sensitivity", "sensitivity")):
         differences = {pair.label: entry for pair in compared if (entry := getattr(pair, key)) is not None}
         if differences:
@@ -145,7 +147,7 @@ def write(found: Against) -> Path:
         rows=_rows(found),
         picture=None if light is None or dark is None else {"light": data_uri(light), "dark": data_uri(dark)},
         settings=found.settings,
-        command=f"steadytrain compare {found.ours.dir} --against {found.theirs.dir}",
+        command=shlex.join(["steadytrain", "compare", str(found.ours.dir), "--against", str(found.theirs.dir)]),
     )
     path = found.ours.dir / f"against-{found.theirs.record.name}.html"
     write_atomically(path, page)

@@ -47,6 +47,8 @@ class StudyRecord(Section):
     """The rule by which hopeless trials are stopped, as given with its defaults; empty: none."""
     steps: int
     """Of the base; a trial's own are in its record."""
+    overrides: list[str] = Field([])
+    """`key.sub=value` of the sweep's command line, which the study file does not have."""
     tracking_uri: str | None
     trials: list[TrialRecord]
     base: dict[str, Any]
@@ -87,6 +89,7 @@ def record_of(study: Study, tracking_uri: str | None) -> StudyRecord:
         budget=study.budget.model_dump(exclude_none=True) if study.budget else {},
         stopping=study.stopping.model_dump(exclude_none=True) if study.stopping else {},
         steps=study.base.training.steps,
+        overrides=study.overrides,
         tracking_uri=tracking_uri,
         trials=trials,
         base=study.base.model_dump(mode="json", exclude={"tracking"}),

@@ -81,7 +81,7 @@ def page(analysis: Analysis, light: Pictures, dark: Pictures) -> str:
         definitions=DEFINITIONS,
         rates=[lr_text(lr) for lr in record.learning_rates],
         commands=[
-            f"steadytrain sweep {shlex.quote(str(record.source))}",
+            shlex.join(["steadytrain", "sweep", str(record.source), *record.overrides]),
             f"steadytrain compare {shlex.quote(str(study_dir))}",
         ],
     )

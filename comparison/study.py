@@ -77,6 +77,8 @@ class Study:
     seeds: list[int]
     budget: Budget | None
     stopping: StoppingRule | None
+    overrides: list[str]
+    """`key.sub=value` of the command line."""
     trials: list[Trial]
 
 
@@ -111,6 +113,7 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
         seeds=file.seeds,
         budget=file.budget,
         stopping=file.stopping,
+        overrides=list(overrides),
         trials=list(builder.trials(recipes, shapes)),
     )
 

@@ -24,8 +24,13 @@ MAY_DIFFER = ("tracking.", "training.device")
 
 
 def unfinished(study: Study, trials: Sequence[Trial]) -> list[Trial]:
-    """Those of the trials without a result. Raises: ConfigError if a result is of another configuration."""
-    return [trial for trial in trials if not _has_result(study, trial)]
+    """Those of the trials without a result.
+
+    Raises: ConfigError if a result of the study, be it of these trials or not, is of another configuration: they are
+    compared with each other.
+    """
+    with_result = {trial for trial in study.trials if _has_result(study, trial)}
+    return [trial for trial in trials if trial not in with_result]
 
 
 def has_ended(trial: Trial) -> bool:

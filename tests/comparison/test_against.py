@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from comparison.against import against, sentences, table, write
 from configs.errors import DataError
 from launcher.cli import app
-from tests.comparison.synthetic import Curve, study, write_study
+from tests.comparison.synthetic import Curve, gathered, study, trial, write_study
 
 RECIPES = {"pre-ln": Curve(), "sigma": Curve(), "only-here": Curve()}
 
@@ -51,7 +51,14 @@ def test_settings_that_differ():
 
 def test_one_seed_has_no_intervals():
     words = sentences(against(study(RECIPES, seeds=1), other(RECIPES, seeds=1)))
-    assert words[0].startswith("One seed in common")
+    assert words[0].startswith("No recipe can be compared over two seeds")
+
+
+def test_trials_of_different_seeds_are_not_called_one_seed():
+    trials = [trial("pre-ln", lr, seed, 2.3) for lr, seed in ((1e-3, 0), (1e-2, 1))]
+    partial = gathered(["pre-ln"], trials, seeds=2, grid=(1e-3, 1e-2))
+    words = sentences(against(partial, partial))
+    assert words[0].startswith("No recipe can be compared over two seeds")
 
 
 def test_nothing_in_common_is_one_line():
@@ -63,12 +70,13 @@ def test_nothing_in_common_is_one_line():
 
 
 def test_the_page_and_the_table(tmp_path):
-    ours = replace(study(RECIPES), dir=tmp_path)
+    (tmp_path / "of mine").mkdir()
+    ours = replace(study(RECIPES), dir=tmp_path / "of mine")
     found = against(ours, other(RECIPES, draw=3))
     page = write(found).read_text(encoding="utf-8")
-    assert (tmp_path / "against-other.html").exists()
+    assert (tmp_path / "of mine/against-other.html").exists()
     assert page.count("data:image/png;base64,") == 2
-    assert "steadytrain compare" in page
+    assert f"steadytrain compare &#39;{tmp_path / 'of mine'}&#39; --against" in page
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table(found))
     text = console.export_text()

@@ -13,13 +13,16 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
+from comparison.analysis import analyse
 from comparison.plan import dry_run
+from comparison.report import page
 from comparison.selection import Selection
 from comparison.study import load_study
 from comparison.sweep import sweep
-from comparison.trials import has_ended, unfinished
+from comparison.trials import has_ended, prepare, unfinished
 from configs.errors import ConfigError, LaunchError
 from configs.load import dump, load
+from monitoring.tracker import NoTracker
 from tests.comparison.conftest import STUDY, fake_train, write_study
 from tests.comparison.fake_trial import INITIAL
 from tests.comparison.test_processes import is_running, make_fifo
@@ -146,6 +149,20 @@ def test_an_edited_study_is_refused_naming_the_key(study_file):
     sweep(study_file, command=fake_train(), console=quiet())
     with pytest.raises(ConfigError, match=r"^study\.yaml: training\.steps = 70: the finished trial .* ran with 60; "):
         sweep(study_file, ["training.steps=70"], command=fake_train(), console=quiet())
+
+
+def test_a_part_of_a_study_must_agree_with_the_results_of_the_other_parts(study_file):
+    study = write_study(load_study(study_file), lambda trial: "ok" if trial.recipe == "pre-ln" else None)
+    prepare(study, study.trials, NoTracker())
+    with pytest.raises(ConfigError, match=r"training\.steps = 70: the finished trial .* ran with 60; "):
+        dry_run(study_file, ["training.steps=70"], Selection(recipes="sigma-reparam"))
+
+
+def test_the_report_names_the_overrides_of_the_command_line(study_file):
+    study = write_study(load_study(study_file, ["training.steps=70", "run.dir=my runs"]))
+    assert "steadytrain sweep study.yaml training.steps=70 &#39;run.dir=my runs&#39;" in page(
+        analyse(study.dir), {}, {}
+    )
 
 
 def test_a_result_without_its_configuration_is_refused(study_file):
