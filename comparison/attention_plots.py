@@ -160,14 +160,14 @@ def _draw_logit(axes: Axes, part: StudyResult, lr: float, theme: Theme, *, label
     axes.axhline(LOGIT_ALARM, color=theme.muted, linewidth=1, linestyle=(0, (4, 3)))
     axes.annotate(
         f"alarm: {LOGIT_ALARM:,.0f}",
-        (1, LOGIT_ALARM),
+        (0, LOGIT_ALARM),
         xycoords=("axes fraction", "data"),
-        xytext=(-2, -3),
+        xytext=(2, 3),
         textcoords="offset points",
         color=theme.muted,
         fontsize=8.5,
-        ha="right",
-        va="top",
+        ha="left",
+        va="bottom",
     )
     _step_axis(axes, part)
     highest = [trial.worst_logit for _, trials in _lines(part, lr) for trial in trials]

@@ -11,7 +11,7 @@ from comparison.analysis import PLATEAU_NATS, RecipeResult, StudyResult
 from comparison.palette import Palette, in_order
 from monitoring.style import Theme, end_labels, lr_text
 
-COLUMNS = 5  # recipes side by side where each has a panel
+COLUMNS = 4  # recipes side by side where each has a panel
 
 
 def loss_over_learning_rate(part: StudyResult, theme: Theme) -> Figure:
@@ -49,7 +49,8 @@ def _panel_per_recipe(part: StudyResult, theme: Theme) -> Figure:
         axes.set_title(f"{recipe.recipe}{baseline}", color=colour, fontsize=9.5)
         axes.annotate(
             f"{recipe.best_loss.mean:.3f} at {lr_text(recipe.best_lr)}",
-            (0.03, 0.95), xycoords="axes fraction", ha="left", va="top", fontsize=8.5, color=theme.ink,
+            (0.03, 0.95), xycoords="axes fraction", ha="left", va="top", fontsize=8.5, color=theme.ink, zorder=6,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.75, "pad": 1},
         )  # fmt: skip
         _rate_axis(axes, part, every=2)
         axes.tick_params(labelbottom=index + columns >= len(recipes))

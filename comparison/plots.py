@@ -31,7 +31,7 @@ OF_ALL_SHAPES: dict[str, Callable[[Analysis, Theme], Figure | None]] = {
     "loss-per-shape": loss_per_shape,
     "best-learning-rate-vs-width": best_rate_over_width,
 }
-NARROW = ("losses", "loss-vs-learning-rate", "learning-rate-sensitivity", "best-learning-rate-vs-width")
+NARROW = ("losses", "learning-rate-sensitivity", "best-learning-rate-vs-width")
 CAPTIONS = {
     "collapse-and-cure": (
         "Left: validation loss at the end of training against the learning rate. Middle and right: mean attention "

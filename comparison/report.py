@@ -116,8 +116,13 @@ def _figure(name: str, analysis: Analysis, light: bytes, dark: bytes) -> dict[st
         "name": name,
         "shape": shape,
         "caption": caption,
-        "alt": f"{caption} {' '.join(shows)}",  # for those who cannot see it: what it plots, and what it shows
+        "alt": f"{caption} {next(iter(shows), '')}",  # the rest is in the verdict and the tables
         "light": data_uri(light),
         "dark": data_uri(dark),
-        "narrow": kind in plots.NARROW,
+        "narrow": kind in plots.NARROW or (kind == "loss-vs-learning-rate" and not _crowded(analysis)),
     }
+
+
+def _crowded(analysis: Analysis) -> bool:
+    """Whether curves have a panel per recipe, which needs the whole width."""
+    return len(analysis.record.recipes) > len(LIGHT.lines)

@@ -6,7 +6,7 @@ from typing import Any
 from comparison.analysis import Analysis, RecipeResult, StudyResult
 from comparison.heat_map import marks
 from comparison.palette import Palette, in_order
-from comparison.ranking import rank
+from comparison.ranking import Ranking, rank
 from comparison.statistics import Difference
 from comparison.trial_result import TrialResult
 from comparison.verdict import speeds
@@ -27,6 +27,7 @@ def recipe_rows(part: StudyResult) -> list[Row]:
             _start(part, recipe)
             | {
                 "best": f"{recipe.best_loss:.3f}",
+                "to_lowest": _to_lowest(recipe, ranking),
                 "at": lr_text(recipe.best_lr),
                 "loss_to_baseline": _difference(ranking.losses.get(name)),
                 "sensitivity": f"{recipe.lr_sensitivity:.3f}",
@@ -96,7 +97,7 @@ def trial_rows(analysis: Analysis) -> list[Row]:
 
 def anchor(shape: str, recipe: str, lr: float) -> str:
     """Where the trials of a number are in the page."""
-    return "-".join(filter(None, ("trials", shape, recipe, lr_text(lr))))
+    return "/".join(filter(None, ("trials", shape, recipe, lr_text(lr))))
 
 
 def _trial_row(trial: TrialResult, part: StudyResult) -> Row:
@@ -145,6 +146,15 @@ def _difference(difference: Difference | None) -> Row | None:
         return None
     word = ("lower" if difference.mean < 0 else "higher") if difference.shown else "not shown"
     return {"text": f"{difference:.3f}", "word": word, "p": f"{difference.p:.2g}"}
+
+
+def _to_lowest(recipe: RecipeResult, ranking: Ranking) -> Row | None:
+    """Whether a recipe is shown to be behind the one of the lowest loss; None for that one, and where nothing says."""
+    found = ranking.behind.get(recipe.recipe)
+    if found is None:
+        return None
+    words = "behind the lowest" if found.shown else "not told apart"
+    return {"text": f"{words}, p = {found.p:.2g}", "shown": found.shown}
 
 
 def _count(trials: list[TrialResult], recipe: RecipeResult) -> Row:

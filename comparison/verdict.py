@@ -155,8 +155,7 @@ def _cases(
     upwards = len(lrs) > 1 and lrs == grid[-len(lrs) :]
     if short or upwards:
         steps = [found for trial in trials if (found := step(trial)) is not None]
-        where = f"{lr_text(lrs[0])} and above" if upwards else rates(lrs)
-        ended = sum(trial.ended for lr in lrs for trial in part.of(name, lr))
+        where, ended = _where(trials, part)
         return f"{name} at {where} (first at step {min(steps)}; {len(trials)} of {ended} trials)"
     cells = [[trial for trial in trials if trial.lr == lr] for lr in lrs]
     return f"{name} at " + listed(
@@ -164,13 +163,20 @@ def _cases(
     )
 
 
+def _where(trials: list[TrialResult], part: StudyResult) -> tuple[str, int]:
+    """The learning rates of a recipe's trials, `3e-2 and above` if they are the highest; how many ended at these."""
+    grid, lrs = part.record.learning_rates, sorted({trial.lr for trial in trials})
+    upwards = len(lrs) > 1 and lrs == grid[-len(lrs) :]
+    ended = sum(trial.ended for lr in lrs for trial in part.of(trials[0].recipe, lr))
+    return f"{lr_text(lrs[0])} and above" if upwards else rates(lrs), ended
+
+
 def _blew_up(part: StudyResult) -> Iterator[str]:
-    cases = [
-        f"{recipe.recipe} at {rates(trial.lr for trial in recipe.blew_up)} "
-        f"({len(recipe.blew_up)} of {len(recipe.ended)} trials)"
-        for recipe in part.recipes.values()
-        if recipe.blew_up
-    ]
+    cases = []
+    for recipe in part.recipes.values():
+        if recipe.blew_up:
+            where, ended = _where(recipe.blew_up, part)
+            cases.append(f"{recipe.recipe} at {where} ({len(recipe.blew_up)} of {ended} trials)")
     if cases:
         yield f"Diverged, or ended above the initial loss: {'; '.join(cases)}."
 

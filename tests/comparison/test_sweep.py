@@ -136,7 +136,7 @@ def test_divergence_is_a_result(study_file):
     command = fake_train(lambda config: "diverge" if "pre-ln/lr-3e-02" in str(config) else "ok")
     sweep(study_file, command=command, console=quiet())
     page = Path("runs/demo/report.html").read_text()
-    assert "Diverged, or ended above the initial loss: pre-ln at 3e-2 (1 of 2 trials)." in page
+    assert "Diverged, or ended above the initial loss: pre-ln at 3e-2 (1 of 1 trials)." in page
 
 
 def test_an_exit_without_a_summary_is_a_failure(study_file):
