@@ -14,7 +14,7 @@ def study_metrics(analysis: Analysis) -> dict[str, float]:
     for shape, part in analysis.with_results.items():
         ranking = rank(part)
         for name, recipe in part.recipes.items():
-            suffix = f"{name}/{shape}" if shape else name
+            suffix = (f"{name}/{shape}" if shape else name).replace("+", "_plus_")  # MLflow takes no + in a name
             found |= {f"{key}/{suffix}": value for key, value in _numbers(part, recipe, ranking)}
     return {key: value for key, value in found.items() if math.isfinite(value)}
 

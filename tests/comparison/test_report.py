@@ -9,6 +9,7 @@ from rich.console import Console
 
 from comparison import report
 from comparison.analysis import analyse
+from comparison.report_rows import anchor
 from comparison.study import load_study
 from comparison.table import table
 from comparison.verdict import sentences
@@ -145,6 +146,10 @@ def test_stopped_and_rank_collapsed_trials_are_named():
     expected = "1 far behind, whose loss (≤) is that at which they were stopped); 200 of 1,200 steps were not run."
     assert any(sentence.endswith(expected) for sentence in sentences(analysis))
     assert "Attention entropy collapsed" not in page
+
+
+def test_names_with_dashes_do_not_share_an_anchor():
+    assert anchor("d64", "ln-post", 1e-2) != anchor("d64-ln", "post", 1e-2)
 
 
 def test_the_report_of_a_study_with_shapes():

@@ -124,6 +124,10 @@ def test_metrics_for_mlflow():
     assert {"best_lr/a/d64", "best_lr/a/d256"} <= set(shaped)
 
 
+def test_a_plus_in_a_recipes_name_is_spelt_out_for_mlflow():
+    assert {"best_loss/qk_plus_v"} <= set(study_metrics(study({"qk+v": Curve()})))
+
+
 def test_a_recipe_with_one_seed_of_several_is_named_as_not_compared():
     trials = [
         trial(name, 1e-2, seed, loss + 0.001 * seed * loss)
