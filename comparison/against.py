@@ -223,15 +223,15 @@ def _corrected(pairs: list[Pair]) -> list[Pair]:
 
 
 def _settings(ours: Analysis, theirs: Analysis) -> dict[str, tuple[Any, Any]]:
-    """Keys of the base, and of recipes and shapes that both have, in which the studies differ; where they keep their
-    runs does not count."""
+    """Keys of the base, the budget and the stopping rule, and of recipes and shapes that both have, in which the
+    studies differ; where they keep their runs does not count."""
     here, there = _all_settings(ours, theirs), _all_settings(theirs, ours)
     keys = [key for key in dict.fromkeys([*here, *there]) if not key.startswith(SETTINGS_OF_PLACE)]
     return {key: (here.get(key, "-"), there.get(key, "-")) for key in keys if here.get(key) != there.get(key)}
 
 
 def _all_settings(one: Analysis, other: Analysis) -> dict[str, Any]:
-    found = dict(flatten(one.record.base))
+    found = dict(flatten(one.record.base | {"budget": one.record.budget, "stopping": one.record.stopping}))
     for groups, others in ((one.record.recipes, other.record.recipes), (one.record.shapes, other.record.shapes)):
         for name in groups.keys() & others.keys():
             found |= {f"{name}: {key}": value for key, value in groups[name].items()}

@@ -73,7 +73,7 @@ def _scaling(name: str, parts: dict[str, StudyResult]) -> LrScaling | None:
         return None
     at_end = [part.shape for part, recipe, _ in here if recipe.best_lr in (min(recipe.losses), max(recipe.losses))]
     log_lr_SW = np.array([[math.log(vertex(recipe, seed)) for _, recipe, _ in here] for seed in seeds])
-    exponent_S = np.polyfit(np.log(widths), log_lr_SW.T, 1)[0]
+    exponent_S = np.polyfit(np.log(widths), log_lr_SW.T, 1)[0].round(9)  # what rounding leaves is no move
     difference = paired(name, "", exponent_S.tolist(), [0.0] * len(seeds))
     means = dict(zip(widths, np.exp(log_lr_SW.mean(axis=0)).tolist(), strict=True))
     interval = None if difference is None else (difference.low, difference.high)

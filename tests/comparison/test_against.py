@@ -49,6 +49,13 @@ def test_settings_that_differ():
     assert "The studies' settings are the same." in sentences(against(study(RECIPES), other(RECIPES)))
 
 
+def test_rules_that_end_trials_are_settings():
+    theirs = other(RECIPES)
+    record = theirs.record.model_copy(update={"stopping": {"behind": 1.0}, "budget": {"tokens": 1e6}})
+    settings = against(study(RECIPES), replace(theirs, record=record)).settings
+    assert settings == {"stopping.behind": ("-", 1.0), "budget.tokens": ("-", 1e6)}
+
+
 def test_one_seed_has_no_intervals():
     words = sentences(against(study(RECIPES, seeds=1), other(RECIPES, seeds=1)))
     assert words[0].startswith("No recipe can be compared over two seeds")

@@ -108,6 +108,11 @@ def test_the_grid_must_be_able_to_show_it():
     assert lr_scaling(study({"a": Curve()})) == []
 
 
+def test_a_best_rate_that_does_not_move_at_all_is_no_move():
+    (found,) = lr_scaling(widths_study(0.0, noise=0.0))
+    assert (found.exponent, found.shown) == (0, False)
+
+
 def test_the_vertex_lies_between_grid_points():
     recipe = part({"a": Curve(centre=-1.7)}, noise=0.0).recipes["a"]
     assert np.log10(vertex(recipe, 0)) == pytest.approx(-1.7, abs=1e-6)

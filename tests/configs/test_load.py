@@ -9,6 +9,8 @@ from configs.checks import resolve
 from configs.errors import ConfigError
 from configs.load import dump, load, load_with_origins
 
+CONFIGS = Path(__file__).parents[2] / "configs"
+
 DATA = "data: {sources: [{path: runs/data/x}]}\n"
 
 
@@ -175,3 +177,10 @@ SHIPPED = [path for path in Path(__file__).parents[2].glob("configs/**/*.yaml") 
 def test_every_file_we_ship_is_valid(path, write):
     write(top=f"extends: {path}\n{DATA}")
     load("top.yaml")
+
+
+@pytest.mark.parametrize("model", sorted((CONFIGS / "models").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_laid_over_every_model(write, model):
+    for recipe in sorted((CONFIGS / "recipes").glob("*.yaml")):
+        write(base=f"extends: [{model}, {recipe}]\n{DATA}")
+        load("base.yaml")
