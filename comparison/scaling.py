@@ -95,8 +95,11 @@ def vertex(recipe: RecipeResult, seed: int) -> float:
 
 def sentences(analysis: Analysis) -> Iterator[str]:
     """What the study says about the best learning rate and width."""
-    for found in lr_scaling(analysis):
-        yield found.sentence()
+    found = lr_scaling(analysis)
+    for scaling in found:
+        yield scaling.sentence()
+    if len(found) > 1 and any(scaling.shown for scaling in found):
+        yield "Moves with width have each their own interval, not corrected for the number of recipes."
 
 
 def _width(part: StudyResult) -> int | None:

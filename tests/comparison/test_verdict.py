@@ -8,6 +8,7 @@ import pytest
 from comparison.analysis import analyse
 from comparison.metrics import study_metrics
 from comparison.scaling import lr_scaling, vertex
+from comparison.scaling import sentences as scaling_sentences
 from comparison.verdict import of_part, sentences
 from tests.comparison.synthetic import Curve, gathered, part, study, trial
 
@@ -106,6 +107,14 @@ def test_the_grid_must_be_able_to_show_it():
     (found,) = lr_scaling(widths_study(np.log10(0.5), noise=0.001, seeds=1))
     assert found.sentence().endswith("; one seed, so there is no interval.")
     assert lr_scaling(study({"a": Curve()})) == []
+
+
+def test_moves_of_several_recipes_are_not_corrected_and_say_so():
+    curves = {shape: Curve(centre=-1.6 - 0.3 * step) for step, shape in enumerate(WIDTHS)}
+    for recipes, expected in ((["a"], 0), (["a", "b"], 1)):
+        curve_of = {shape: dict.fromkeys(recipes, curve) for shape, curve in curves.items()}
+        shaped = study(dict.fromkeys(recipes, Curve()), shapes=WIDTHS, curve_of=curve_of, noise=0.001)
+        assert sum("own interval, not corrected" in sentence for sentence in scaling_sentences(shaped)) == expected
 
 
 def test_a_best_rate_that_does_not_move_at_all_is_no_move():
