@@ -58,7 +58,8 @@ def heat_map(part: StudyResult, theme: Theme) -> Figure:
     axes.set_ylim(len(recipes) - 0.45, -0.55)
     axes.grid(False)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel(f"{LEGEND}\nbox: the recipe's best learning rate; darker: higher loss", loc="left")
+    legend = LEGEND if len(grid) > 3 else LEGEND.replace("   ", "\n")  # a narrow picture would cut it off
+    axes.set_xlabel(f"{legend}\nbox: best learning rate; darker: higher loss", loc="left")
     return figure
 
 

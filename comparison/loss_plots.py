@@ -98,7 +98,11 @@ def draw_losses(axes: Axes, part: StudyResult, theme: Theme, limits: tuple[float
     else:
         axes.set_ylim(limits)
     end_labels(axes, [end for end in ends if math.isfinite(end[2])])
-    note = "cross: attention collapsed" if any(trial.collapsed for trial in part.trials) else "no trial collapsed"
+    note = (
+        "cross: attention collapsed"
+        if any(trial.collapsed for trial in part.trials)
+        else "no trial's attention collapsed"
+    )
     grey = "; grey: the other recipes" if palette.crowded else ""
     axes.set_xlabel(f"learning rate\n{note}; band: within {PLATEAU_NATS} of the recipe's best{grey}", loc="left")
 

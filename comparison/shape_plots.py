@@ -52,7 +52,8 @@ def best_rate_over_width(analysis: Analysis, theme: Theme) -> Figure | None:
         line = np.exp(np.polyval(np.polyfit(np.log(widths), np.log(rates), 1), np.log(widths)))
         axes.plot(widths, line, color=colour, alpha=alpha, linewidth=1.6)
         if palette.is_prominent(scaling.recipe):
-            ends.append((f"{scaling.recipe} (exponent {scaling.exponent:.2f})", widths[-1], rates[-1], colour))
+            move = "at an end of the grid" if scaling.at_end else f"exponent {scaling.exponent:.2f}"
+            ends.append((f"{scaling.recipe} ({move})", widths[-1], rates[-1], colour))
     every = sorted({width for scaling in found for width in scaling.best})
     axes.set_xscale("log")
     axes.set_yscale("log")
@@ -60,10 +61,10 @@ def best_rate_over_width(analysis: Analysis, theme: Theme) -> Figure | None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks(every, [str(width) for width in every])
     axes.set_xlabel("hidden size")
-    low, high = axes.get_ylim()
-    rates = [lr for lr in analysis.record.learning_rates if low <= lr <= high]
+    grid = analysis.record.learning_rates
+    axes.set_ylim(0.7 * min(grid), 1.4 * max(grid))  # the whole of it: what moved, and whether to an end
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.set_yticks(rates, [lr_text(lr) for lr in rates])
+    axes.set_yticks(grid, [lr_text(lr) for lr in grid])
     axes.set_ylabel("best learning rate")
     end_labels(axes, ends)
     return figure
