@@ -126,7 +126,7 @@ def test_twenty_recipes_fit_a_terminal_and_a_page():
     assert "…" not in text
     assert all(len(sentence) < 400 for sentence in sentences(analysis))
     page = undrawn(analysis)
-    assert page.count('<tr id="trials-') == 120
+    assert page.count('<tr id="trials/') == 120
     assert "<details>\n<summary>360 trials" in page  # folded
 
 
