@@ -6,6 +6,7 @@ from pathlib import Path
 from comparison.selection import ALL, Selection
 from comparison.study import Study, Trial, load_study
 from comparison.trials import unfinished
+from data.manifest import read_manifest
 
 
 def dry_run(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) -> list[str]:
@@ -16,6 +17,14 @@ def dry_run(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) ->
     study = load_study(path, overrides)
     asked = only.of(study)
     return list(_lines(study, asked, unfinished(study, asked)))
+
+
+def require_data(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) -> None:
+    """Raise DataError unless all data that a sweep would read have been prepared; better now than once per trial."""
+    study = load_study(path, overrides)
+    sources = {source.path for trial in unfinished(study, only.of(study)) for source in trial.config.data.sources}
+    for source in sorted(sources):
+        read_manifest(source)
 
 
 def counts(study: Study) -> str:

@@ -9,8 +9,9 @@ Definitions
   of the causal maximum log(T!)/T (the entropy of uniform causal attention). Without per-head arrays: a mean ratio below
   0.3. The second alarm, a logit above 1000, is reported beside it and does not by itself count as collapse.
 - *Rank collapse* (Noci et al. 2022): in some layer two tokens' outputs have a mean cosine of at least 0.99 while the
-  mean attention entropy is at least 0.9 of its maximum, for three measurements in a row or to the end. All tokens have
-  become alike and attention, which has nothing to choose from, is uniform: the opposite of entropy collapse.
+  mean attention entropy is at least 0.9 of its maximum, for 100 steps on end (healthy runs pass through shorter phases
+  of it while they learn how often each token occurs). All tokens have become alike and attention, which has nothing to
+  choose from, is uniform: the opposite of entropy collapse.
 
 Shapes: S monitored steps, L layers, N heads.
 """
@@ -31,7 +32,7 @@ from configs.errors import DataError
 from monitoring.recorder import SIGNALS, read_events, read_metrics, read_object, read_stopped, read_summary
 
 HEAD_RATIO, HEAD_SHARE, MEAN_RATIO, LOGIT_ALARM = 0.1, 0.25, 0.3, 1e3
-TOKEN_COSINE, UNIFORM_RATIO, RANK_STEPS = 0.99, 0.9, 3
+TOKEN_COSINE, UNIFORM_RATIO, RANK_STEPS = 0.99, 0.9, 100
 RUN_ID = "mlflow_run_id"
 
 Series = NDArray[np.float64]
@@ -180,14 +181,16 @@ def collapse_step(step_S: Steps, ratio_S: Series, head_step_S: Steps, head_ratio
 
 
 def rank_collapse_step(step_S: Steps, ratio_S: Series, cosine_step_S: Steps, cosine_SL: Series) -> int | None:
-    """First measured step from which the rank has collapsed (definition above), or None."""
+    """First step of the first `RANK_STEPS` at which the rank had collapsed (definition above), or None."""
     steps, at_entropy, at_cosine = np.intersect1d(step_S, cosine_step_S, return_indices=True)
     if not steps.size:
         return None
     here_S = (cosine_SL[at_cosine].max(axis=1) >= TOKEN_COSINE) & (ratio_S[at_entropy] >= UNIFORM_RATIO)
-    for first in np.flatnonzero(here_S):
-        if here_S[first : first + RANK_STEPS].all():  # three in a row, or fewer up to the end
-            return int(steps[first])
+    since = None
+    for step, here in zip(steps, here_S, strict=True):
+        since = None if not here else step if since is None else since
+        if since is not None and step - since >= RANK_STEPS:
+            return int(since)
     return None
 
 

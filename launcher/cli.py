@@ -495,10 +495,13 @@ def sweep(
         options = {"nodes": nodes, "tasks_per_node": tasks_per_node, "time": time, "partition": partition}
         _sweep_on(cluster, study, overrides or [], jobs, only, options)
         return
+    from comparison.plan import require_data
     from comparison.sweep import sweep
 
+    require_data(study, overrides or [], only)
     folder = sweep(study, overrides or [], jobs=jobs, only=only)
-    typer.echo(f"{folder}: study finished; its table and report: steadytrain compare {folder}")
+    ended = "study finished" if only == Selection() else "this part of the study is finished"
+    typer.echo(f"{folder}: {ended}; its table and report: steadytrain compare {folder}")
 
 
 def _sweep_on(

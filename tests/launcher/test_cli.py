@@ -179,10 +179,12 @@ def test_sweep_and_compare_pass_their_arguments_on(monkeypatch):
         return Path("runs/demo")
 
     monkeypatch.setattr("comparison.sweep.sweep", sweep)
+    monkeypatch.setattr("comparison.plan.require_data", lambda *arguments: calls.append("data"))
     monkeypatch.setattr("comparison.analysis.analyse", lambda folder: folder)
     monkeypatch.setattr("comparison.report.write", lambda folder: folder / "report.html")
     result = run("sweep", "s.yaml", "--jobs", "2", "training.steps=5", "--recipes", "a,b", "--seeds", "0")
-    assert calls == [(Path("s.yaml"), ["training.steps=5"], 2, Selection(recipes="a,b", seeds="0"))]
-    assert result.output == "runs/demo: study finished; its table and report: steadytrain compare runs/demo\n"
+    assert calls == ["data", (Path("s.yaml"), ["training.steps=5"], 2, Selection(recipes="a,b", seeds="0"))]
+    ended = "runs/demo: this part of the study is finished"
+    assert result.output == f"{ended}; its table and report: steadytrain compare runs/demo\n"
     monkeypatch.setattr("comparison.table.table", lambda folder: f"table of {folder}")
     assert run("compare", "runs/demo").output == "table of runs/demo\nreport: runs/demo/report.html\n"
