@@ -43,8 +43,8 @@ def test_expected_hours_follow_from_the_formula(name: str) -> None:
         resolve(trial.config, 8 * NODES[name])  # raises where a recipe does not fit the layout
 
 
-def test_the_study_of_stabilisers_has_every_recipe() -> None:
+def test_the_study_of_every_recipe_has_them_all() -> None:
     recipes = {path.stem for path in (ROOT / "configs" / "recipes").glob("*.yaml")}
-    study = load_study(ROOT / "configs" / "studies" / "stabilisers.yaml")
+    study = load_study(ROOT / "configs" / "studies" / "every-recipe.yaml")
     assert set(study.recipes) == recipes
     assert next(iter(study.recipes)) == "pre-ln"  # the baseline
