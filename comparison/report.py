@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+from PIL import Image
 
 from comparison import plots, verdict
 from comparison.analysis import PLATEAU_NATS, Analysis
@@ -96,10 +97,11 @@ def render(template: str, **values: Any) -> str:
 
 
 def png(figure: Figure) -> bytes:
-    """A figure as PNG."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
-    return buffer.getvalue()
+    """A figure as PNG of 256 colours: a third of the size, and no eye tells the difference in lines and maps."""
+    drawn, smaller = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=140)
+    Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(smaller, "png", optimize=True)
+    return smaller.getvalue()
 
 
 def data_uri(image: bytes) -> str:
