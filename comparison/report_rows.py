@@ -13,6 +13,8 @@ from comparison.verdict import speeds
 from comparison.wording import big, memory, percent, rates, span
 from monitoring.style import DARK, LIGHT, lr_text
 
+NO_BREAK_HYPHEN = "\u2011"
+"""Or a narrow cell would break 1e-2 in two."""
 Row = dict[str, Any]
 
 
@@ -159,7 +161,8 @@ def _to_lowest(recipe: RecipeResult, ranking: Ranking) -> Row | None:
 
 def _count(trials: list[TrialResult], recipe: RecipeResult) -> Row:
     """How many of a recipe's trials, and at which learning rates."""
-    text = f"{len(trials)} of {len(recipe.ended)}" + (f" (at {rates(trial.lr for trial in trials)})" if trials else "")
+    at = rates(trial.lr for trial in trials).replace("-", NO_BREAK_HYPHEN) if trials else ""
+    text = f"{len(trials)} of {len(recipe.ended)}" + (f" (at {at})" if trials else "")
     return {"text": text, "alarm": bool(trials)}
 
 
