@@ -84,9 +84,12 @@ INTERRUPTIONS = {
     "SIGUSR2, as at the time limit": (send("USR2"), "stopped"),
     "SIGTERM": (send("TERM"), "stopped"),
 }
+FAST = ("preempted by a higher partition", "SIGTERM")
 
 
-@pytest.mark.parametrize("how", INTERRUPTIONS)
+@pytest.mark.parametrize(
+    "how", [pytest.param(how, marks=() if how in FAST else pytest.mark.slow) for how in INTERRUPTIONS]
+)
 def test_an_interrupted_job_goes_on_by_itself_to_the_same_bits(runs: Runs, through: Config, how: str) -> None:
     interrupt, kind = INTERRUPTIONS[how]
     run = runs.submit(how.replace(" ", "-").replace(",", ""), *TP2, options=TWO_NODES)
@@ -127,6 +130,7 @@ def test_a_killed_rank_is_named_and_the_job_goes_on(runs: Runs, through: Config)
     assert run.left_over() == []
 
 
+@pytest.mark.slow
 def test_a_killed_batch_step_ends_the_job_clearly_and_the_next_submission_goes_on(runs: Runs, through: Config) -> None:
     run = runs.submit("killed-batch", *TP2, options=TWO_NODES)
     run.train_until(25)
@@ -178,6 +182,7 @@ def test_a_node_without_power_is_replaced(runs: Runs, through: Config) -> None:
     assert_as_uninterrupted(runs, run, through)
 
 
+@pytest.mark.slow
 def test_fewer_nodes_are_enough_where_the_layout_allows_it(runs: Runs) -> None:
     """dp 2 on two nodes; one is lost and none is spare: it goes on with dp 1, on the same samples."""
     overrides = [STEPS, "training.micro_batch_size=4"]
@@ -254,6 +259,7 @@ def test_a_node_that_fails_its_health_check_is_left_out_of_the_next_attempt(runs
     assert "127.0.1.2" in run.lab.run("scontrol", "show", "job", run.job_id).split("ExcNodeList=")[1].split()[0]
 
 
+@pytest.mark.slow
 def test_a_chain_goes_on_where_requeueing_is_not_allowed(runs: Runs, through: Config) -> None:
     run = runs.submit("chain", *TP2, options=(*TWO_NODES, "--chain", "2"))
     first, second = run.job.ids

@@ -67,7 +67,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(stdlib_bytes: Path, tmp_p
 
 @pytest.mark.parametrize(
     "target",
-    [(1, []), (2, ["parallel.tp=2"]), (2, ["parallel.pp=2", "parallel.schedule=zbv"]), (2, ["parallel.zero_stage=2"])],
+    [
+        (1, []),
+        pytest.param((2, ["parallel.tp=2"]), marks=pytest.mark.slow),
+        (2, ["parallel.pp=2", "parallel.schedule=zbv"]),
+        pytest.param((2, ["parallel.zero_stage=2"]), marks=pytest.mark.slow),
+    ],
     ids=lambda target: " ".join(target[1]) or "one process",
 )
 def test_a_run_goes_on_in_another_layout(stdlib_bytes: Path, tmp_path: Path, target: tuple[int, list[str]]) -> None:
