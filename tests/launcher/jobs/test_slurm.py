@@ -205,6 +205,7 @@ def test_fewer_nodes_are_enough_where_the_layout_allows_it(runs: Runs) -> None:
     assert ours["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_deterministic_failure_is_tried_twice_and_told_once(runs: Runs, tmp_path: Path) -> None:
     """The second attempt is what it takes to know that it is deterministic."""
     checkout = buggy_checkout(
@@ -243,6 +244,7 @@ def test_edits_after_submission_do_not_reach_the_job(runs: Runs, tmp_path: Path)
     assert run.end() == "COMPLETED", run.log()
 
 
+@pytest.mark.slow
 def test_a_node_that_fails_its_health_check_is_left_out_of_the_next_attempt(runs: Runs, tmp_path: Path) -> None:
     site = tmp_path / "site.yaml"
     check = 'test "$SLURMD_NODENAME" != 127.0.1.2 || { echo fan broken; exit 1; }'
