@@ -12,7 +12,7 @@ from torch import Tensor
 
 from monitoring.entropy import attention_statistics
 from monitoring.gather import Labels
-from monitoring.parts import AttentionPart, AttentionProbe, probed
+from monitoring.parts import AttentionPart, AttentionProbe, count_heads, probed
 from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 
@@ -34,10 +34,7 @@ class HeadMonitor:
         self._attention = dict(layers)
         self._device = topology.device
         self._sums: dict[int, _Sums] = {}
-        heads = {}
-        for layer, attention in self._attention.items():
-            _, rows = attention.projection("q")
-            heads[layer] = (rows.stop - rows.start) // attention.head_size
+        heads = {layer: count_heads(attention, "q") for layer, attention in self._attention.items()}
         first = topology.tensor.rank
         labels = [(layer, first * count + head) for layer, count in heads.items() for head in range(count)]
         self._heads = heads

@@ -25,6 +25,12 @@ class AttentionPart(Protocol):
     def projection(self, block: Literal["q", "k", "v"]) -> tuple[ColumnParallelLinear, slice]: ...
 
 
+def count_heads(attention: AttentionPart, block: Literal["q", "k", "v"]) -> int:
+    """Heads of a projection on this rank."""
+    _, rows = attention.projection(block)
+    return (rows.stop - rows.start) // attention.head_size
+
+
 @contextmanager
 def probed(attention: AttentionPart, probe: AttentionProbe) -> Iterator[None]:
     """`probe` sees the forward passes inside the block, beside any other."""

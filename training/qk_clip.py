@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from model.attention import Attention
 from monitoring.logits import largest_logits
-from monitoring.parts import AttentionProbe, probed
+from monitoring.parts import AttentionProbe, count_heads, probed
 from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 from training.build import Trainer
@@ -48,7 +48,7 @@ class QkClip:
         if not self._attention:
             yield
             return
-        heads = _heads(self._attention[0], "q")
+        heads = count_heads(self._attention[0], "q")
         self._largest_LH = torch.full((len(self._attention), heads), -torch.inf, device=self._topology.device)
         with ExitStack() as probes:
             for attention, largest_H in zip(self._attention, self._largest_LH, strict=True):
@@ -101,14 +101,9 @@ def _keep_largest(largest_H: Tensor) -> AttentionProbe:
     return see
 
 
-def _heads(attention: Attention, block: Literal["q", "k"]) -> int:
-    _, rows = attention.projection(block)
-    return (rows.stop - rows.start) // attention.head_size
-
-
 def _scale_rows(attention: Attention, factor_H: Tensor) -> list[nn.Parameter]:
     """Scale the logits of each head by its factor, in the rows of its weights."""
-    shared = _heads(attention, "k") < len(factor_H)
+    shared = count_heads(attention, "k") < len(factor_H)
     each_H = factor_H if shared else factor_H.sqrt()
     layers = []
     for block in BLOCKS[:1] if shared else BLOCKS:
