@@ -43,7 +43,7 @@ format: $(VENV)/.installed  ## Put the code into its format
 lock: $(VENV)/.installed  ## Pin the versions that .venv holds now
 	{ echo '# Every version an install uses (pip --constraint). Written by `make lock`.'; \
 	  $(BIN)/pip freeze --all --exclude-editable | grep -i '^torch=='; \
-	  $(BIN)/pip freeze --all --exclude-editable | grep -v -i -E '^(pip|torch)=='; } \
+	  $(BIN)/pip freeze --all --exclude-editable | grep -v -i -E '^(pip|torch|triton)=='; } \
 	| sed 's/+[a-z0-9.]*$$//' > requirements.lock.new
 	mv requirements.lock.new requirements.lock
 	touch $(VENV)/.installed

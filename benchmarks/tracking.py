@@ -8,22 +8,24 @@ An `mlflow server` of its own (SQLite, loopback) is started and ended. First par
     log_batch          MLflow's own, one request per step, timed on 200 steps and extrapolated
     log_metric         MLflow's own, one request per point, timed on 2,000 points and extrapolated
 
-Second part: steps of a small decoder, each logging the metrics, in blocks that take turns:
+Second part: steps of a small decoder, one that logs its metrics and one that does not in turn, with the server
 
-    none     no tracker: the run folder only
-    fine     the server answers
-    frozen   it is stopped by SIGSTOP: requests run into their time-out
-    gone     it was killed: connections are refused
+    fine     answering
+    frozen   stopped by SIGSTOP: requests run into their time-out
+    gone     killed: connections are refused
 
-A ratio is a block's mean step over that of the `none` block before it; shown are the median and the spread. The CPU
-time of the whole process per step says the same on a machine that others use too, where wall time is noise.
+Machines are not steady to a hundredth over seconds, so that blocks one after another say nothing about it. Printed are
+the median step with `log` over the median step without; the CPU time of the delivering thread per logged step over the
+median step, which is the most it can cost a training that has no second core; and how much longer a step takes during
+which that thread was at work (it serves both kinds of step alike, so that the first ratio does not show it).
 """
 
 import argparse
 import statistics
 import tempfile
+import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -36,12 +38,16 @@ from configs.schema import Config, DataConfig, DataSource, RunConfig, TrackingCo
 from launcher.train import sigterm_exits
 from monitoring.mlflow_store import connect
 from monitoring.recorder import Recorder
-from monitoring.tracker import NoTracker, Tracker
+from monitoring.tracker import Tracker
 from tests.monitoring.servers import Server
 
 SAMPLE, SAMPLED_STEPS = 2000, 200
 """Points and steps that are timed of MLflow's own ways; the rest is extrapolated."""
-STATES = ("none", "fine", "frozen", "gone")
+METRICS = 30
+"""Numbers that a step of the second part logs; a run of twelve layers logs ten, and four hundred every tenth step."""
+BUSY_SECONDS = 1e-4
+"""A delivering thread that ran for less during a pair of steps only looked at its clock."""
+STATES = ("fine", "frozen", "gone")
 
 
 def main() -> None:
@@ -49,8 +55,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--metrics", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--block", type=int, default=150, help="steps of a block of the second part")
+    parser.add_argument("--pairs", type=int, default=1000, help="pairs of steps of the second part, per state")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(highlight=False)
@@ -59,7 +64,7 @@ def main() -> None:
         try:
             server.start()
             console.print(delivery(server, Path(folder), arguments.steps, arguments.metrics))
-            console.print(step_times(server, Path(folder), arguments.repeats, arguments.block))
+            console.print(step_times(server, Path(folder), arguments.pairs))
         finally:
             server.kill()
 
@@ -69,12 +74,12 @@ def metrics_of(count: int, step: int) -> dict[str, float]:
     return {f"layers.{index}/attention/entropy_mean": 1 / (step + index + 1) for index in range(count)}
 
 
-def config_of(folder: Path, name: str, uri: str, kind: str = "mlflow") -> Config:
+def config_of(folder: Path, name: str, uri: str) -> Config:
     """A run that is tracked at `uri`."""
     return Config(
         run=RunConfig(name=name, dir=folder),
         data=DataConfig(sources=[DataSource(path=Path("none"))]),
-        tracking=TrackingConfig.model_validate({"kind": kind, "uri": uri, "experiment": "benchmark"}),
+        tracking=TrackingConfig.model_validate({"kind": "mlflow", "uri": uri, "experiment": "benchmark"}),
     )
 
 
@@ -150,11 +155,28 @@ def _log_batch(client: MlflowClient, run_id: str, step: int, metrics: int) -> No
 
 
 @dataclass
-class Block:
-    """Mean wall and CPU seconds of a step of one block."""
+class Steps:
+    """Seconds of each step with and without `log`, and CPU seconds of the delivering thread during each."""
 
-    wall: float
-    cpu: float
+    logged: list[float] = field(default_factory=list)
+    plain: list[float] = field(default_factory=list)
+    delivering: list[float] = field(default_factory=list)  # of a pair, in the order of the others
+
+    def ratio(self) -> float:
+        """Median step with `log` over that without."""
+        return statistics.median(self.logged) / statistics.median(self.plain)
+
+    def thread_share(self) -> float:
+        """CPU time of the delivering thread per logged step, in median steps without `log`."""
+        return sum(self.delivering) / len(self.logged) / statistics.median(self.plain)
+
+    def disturbed(self) -> tuple[float, float]:
+        """Share of the pairs during which the delivering thread ran, and how much longer they took than the others."""
+        pairs = [(a + b, thread) for a, b, thread in zip(self.logged, self.plain, self.delivering, strict=True)]
+        beside = [pair for pair, thread in pairs if thread > BUSY_SECONDS]
+        alone = [pair for pair, thread in pairs if thread <= BUSY_SECONDS]
+        longer = statistics.median(beside) / statistics.median(alone) - 1 if beside and alone else 0.0
+        return len(beside) / len(pairs), longer
 
 
 class Training:
@@ -176,53 +198,54 @@ class Training:
         return loss.item()
 
 
-def step_times(server: Server, folder: Path, repeats: int, steps: int) -> Table:
-    """The ratio of step times with the server in each state."""
+def step_times(server: Server, folder: Path, pairs: int) -> Table:
+    """Step times with the server in each state."""
     training = Training()
-    for _ in range(10):
+    for _ in range(20):
         training.step()
-    ratios: dict[str, list[tuple[float, float]]] = {state: [] for state in STATES[1:]}
-    plain: list[Block] = []
-    for repeat in range(repeats):
-        for state in STATES[1:]:
-            plain.append(measure(training, server, folder, f"none-{state}-{repeat}", "none", steps))
-            block = measure(training, server, folder, f"{state}-{repeat}", state, steps)
-            wall, cpu = block.wall / plain[-1].wall, block.cpu / plain[-1].cpu
-            ratios[state].append((wall, cpu))
-            print(f"{repeat}: {state}: wall {wall:.3f}, CPU {cpu:.3f}", flush=True)  # it takes minutes: lose nothing
-    step_ms = statistics.median(block.wall for block in plain) * 1e3
-    table = Table(
-        title=f"step time over that without a tracker ({step_ms:.0f} ms), {repeats} blocks of {steps} steps each"
-    )
-    for heading in ("server", "wall time", "CPU time of the process"):
+    table = Table(title=f"{pairs:,} pairs of steps, one of each with {METRICS} metrics logged")
+    for heading in ("server", "step", "with log / without", "delivering thread", "pairs beside it", "they take"):
         table.add_column(heading, justify="left" if heading == "server" else "right")
-    for state, pairs in ratios.items():
-        table.add_row(state, spread([wall for wall, _ in pairs]), spread([cpu for _, cpu in pairs]))
+    for state in STATES:
+        steps = measure(training, server, folder, state, pairs)
+        share, longer = steps.disturbed()
+        step_ms = statistics.median(steps.plain) * 1e3
+        row = (
+            f"{step_ms:.1f} ms",
+            f"{steps.ratio():.4f}",
+            f"{steps.thread_share():.2%}",
+            f"{share:.1%}",
+            f"{longer:+.1%}",
+        )
+        print(state, *row, flush=True)  # it takes minutes: lose nothing
+        table.add_row(state, *row)
     return table
 
 
-def measure(training: Training, server: Server, folder: Path, name: str, state: str, steps: int) -> Block:
-    """One block; the server is as it should be before it and answers again after it."""
-    config = config_of(folder, name, server.uri, kind="none" if state == "none" else "mlflow")
+def measure(training: Training, server: Server, folder: Path, state: str, pairs: int) -> Steps:
+    """Steps in one state; the server is as it should be before and after."""
+    config = config_of(folder, state, server.uri)
     tracker = Tracker.open(config, config.run_dir)
-    if isinstance(tracker, Tracker):
-        assert tracker.run_id() is not None
+    assert isinstance(tracker, Tracker) and tracker.run_id() is not None
+    (thread,) = (found for found in threading.enumerate() if found.name == "mlflow")
+    assert thread.ident is not None
+    clock = time.pthread_getcpuclockid(thread.ident)
     recorder = Recorder(config.run_dir, tracker)
-    assert isinstance(tracker, NoTracker) == (state == "none")
     {"frozen": server.freeze, "gone": server.kill}.get(state, lambda: None)()
-    wall, cpu = time.perf_counter(), time.process_time()
-    for step in range(1, steps + 1):
-        loss = training.step()
-        recorder.log(step, loss=loss, **metrics_of(30, step))
-    block = Block((time.perf_counter() - wall) / steps, (time.process_time() - cpu) / steps)
+    steps = Steps()
+    for pair in range(pairs):
+        before = time.clock_gettime(clock)
+        # The order within a pair changes, so that nothing of it is in the ratio.
+        for logged in (True, False) if pair % 2 else (False, True):
+            began = time.perf_counter()
+            loss = training.step()
+            if logged:
+                recorder.log(pair + 1, loss=loss, **metrics_of(METRICS, pair + 1))
+            (steps.logged if logged else steps.plain).append(time.perf_counter() - began)
+        steps.delivering.append(time.clock_gettime(clock) - before)
     {"frozen": server.thaw, "gone": server.start}.get(state, lambda: None)()
     recorder.close("finished")
-    return block
-
-
-def spread(values: list[float]) -> str:
-    """Median, least and greatest."""
-    return f"{statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+    return steps
 
 
 if __name__ == "__main__":

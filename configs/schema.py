@@ -29,6 +29,8 @@ class DataSource(Section):
 class DataConfig(Section):
     sources: list[DataSource] = Field(min_length=1)
     """Prepared datasets, blended by weight."""
+    prefetch: int = Field(2, ge=0, le=64)
+    """Batches that a thread prepares ahead of training; 0: each when its step begins."""
 
 
 class ReparamConfig(Section):
@@ -190,8 +192,11 @@ class TrainingConfig(Section):
     """Seed of initial weights and data order."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Compute dtype; weights, gradients and optimizer states are always fp32."""
-    recompute: Literal["none", "full"] = "none"
-    """`full`: keep only each layer's input and recompute the layer in the backward pass."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """`full`: keep only each layer's input and recompute the layer in the backward pass. `selective`: keep what matrix
+    products, attention and collectives gave, and recompute the cheap rest."""
+    compile: bool = False
+    """Compile each decoder layer by itself (torch.compile); measured steps run it uncompiled."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Label smoothing of the training loss (tp = 1 only)."""
     z_loss: float = Field(0.0, ge=0)
