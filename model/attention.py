@@ -4,19 +4,23 @@ Shapes: B batch, T sequence, t this rank's share of it (T without sequence paral
 G key/value heads of this rank, K head size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.schema import ModelConfig
 from model.initial import initial_std
 from model.low_rank import LowRankHeads, factor_std, inner_features
 from model.norm import build_norm
 from model.rotary import RotaryEmbedding
 from model.softcap import capped_attention
 from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 AttentionProbe = Callable[[Tensor, Tensor, float], None]
 """Sees (q_BHTK, k_BGTK, scale) of a forward pass, after norms and rotary embedding."""

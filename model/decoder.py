@@ -3,13 +3,15 @@
 Shapes: B batch, T sequence, t this rank's share of it, D hidden, V this rank's share of the padded vocabulary.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from configs.schema import ModelConfig
 from model.attention import Attention
 from model.feedforward import GeluFeedForward, SwigluFeedForward
 from model.norm import build_norm
@@ -19,6 +21,9 @@ from parallel.embedding import LearnedPositions, VocabParallelEmbedding, count_r
 from parallel.linear import ColumnParallelLinear, LinearSpec
 from parallel.recompute import recompute_context
 from parallel.regions import enter
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 LayerProbe = Callable[[int, Tensor], None]
 """Sees (index in the whole model, output (B, t, D)) of every layer; a recomputed layer once."""

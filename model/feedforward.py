@@ -3,12 +3,18 @@
 Shapes: B batch, T sequence, t this rank's share of it, D hidden, F this rank's share of the inner width.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from configs.schema import ModelConfig
 from model.initial import initial_std
 from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 MATRICES = {"separate": (("gate",), ("up",)), "fused": (("gate", "up"),)}
 

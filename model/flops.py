@@ -7,9 +7,13 @@ Megatron-LM and torchtitan do: figures stay comparable. Recomputation is not cou
 Source: Chowdhery et al. 2022, appendix B.
 """
 
-from dataclasses import dataclass
+from __future__ import annotations
 
-from configs.schema import ModelConfig
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 
 @dataclass(frozen=True)

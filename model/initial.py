@@ -1,6 +1,11 @@
 """The standard deviation that a linear of a decoder layer starts with."""
 
-from configs.schema import ModelConfig
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 
 def initial_std(config: ModelConfig, block: str, in_features: int, out_features: int) -> float:

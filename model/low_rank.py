@@ -8,15 +8,20 @@ Shapes: B batch, T sequence (whole on every rank), P low-rank projections, R inn
 own) and r this rank's share of it, h heads of this rank, K head size.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configs.schema import ModelConfig
 from parallel.linear import ColumnParallelLinear, LinearSpec
 from parallel.regions import gather_features
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 
 class LowRankHeads(ColumnParallelLinear):

@@ -3,12 +3,18 @@
 Shapes: B batch, t this rank's share of the sequence, D hidden.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from configs.schema import ModelConfig
 from parallel.linear import replicate_parameter
 from parallel.topology import TensorParallel
+
+if TYPE_CHECKING:
+    from configs.schema import ModelConfig
 
 
 class LearnedResidual(nn.Module):

@@ -3,12 +3,14 @@
 Shapes: L layers, A query heads, M matrices, P tensor-parallel ranks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from configs.schema import Config
 from monitoring.activations import ActivationMonitor
 from monitoring.attention import HeadMonitor
 from monitoring.entropy import causal_maximum
@@ -19,6 +21,9 @@ from monitoring.spectra import SpectraMonitor, model_order
 from monitoring.vocabulary import VocabularyMonitor
 from monitoring.weights import WeightMonitor
 from parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from configs.schema import Config
 
 
 class Monitor:

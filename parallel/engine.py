@@ -1,19 +1,23 @@
 """DeepSpeed behind one small class: data-parallel reduction, ZeRO-1/2, clipping and the optimizer step."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from configs.schema import ParallelConfig
 from parallel.optimizers import adam
 from parallel.optimizers.fragments import FragmentOptimizer, Held
 from parallel.quiet import deepspeed
 from parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from configs.schema import ParallelConfig
 
 REDUCE_BUCKET = 50_000_000
 """Numbers reduced at a time: a buffer of 200 MB every step. DeepSpeed's default would be one of 2 GB on every rank."""

@@ -13,18 +13,23 @@ Notation: a matrix is read as (s, r): s the side the ranks share ("split"), r th
 ("replicated"). For column-parallel layers s = out, r = in; for row-parallel layers the transpose.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from configs.errors import ConfigError
-from configs.schema import ReparamConfig
 from parallel.linear import ShardedLinear
 from parallel.seeds import seed_for
 from parallel.topology import TensorParallel
+
+if TYPE_CHECKING:
+    from configs.schema import ReparamConfig
 
 PLAIN_START = 20
 """Power iterations before a plain matrix's first spectral norm: from a random vector they reach 98 % of it."""

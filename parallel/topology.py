@@ -1,15 +1,20 @@
 """Which rank does what: tensor-, pipeline- and data-parallel coordinates and process groups (megatron-core's)."""
 
+from __future__ import annotations
+
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
 from configs.errors import ConfigError
-from configs.schema import ParallelConfig
 from parallel.quiet import megatron_parallel_state
+
+if TYPE_CHECKING:
+    from configs.schema import ParallelConfig
 
 
 @dataclass(frozen=True)

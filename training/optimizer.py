@@ -1,14 +1,18 @@
 """The optimizer that the configuration names, over two groups of parameters: with weight decay and without."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from configs.schema import OptimizerConfig
 from parallel.optimizers.muon import Muon
 from parallel.optimizers.stable_adamw import StableAdamW
+
+if TYPE_CHECKING:
+    from configs.schema import OptimizerConfig
 
 VOCABULARY = ("embedding.weight", "head.weight")
 """Parameters with a row per token of the padded vocabulary."""
