@@ -1,7 +1,7 @@
 """What benchmarks share: the machine's name, steps timed in turn, medians and quartiles, JSON and a table.
 
-A machine is not steady to a hundredth over minutes, so things that are compared are timed in turn, one step of each at a
-time, and compared pair by pair.
+A machine is not steady to a hundredth over minutes, so things that are compared are timed in turn, one step of each at
+a time, and compared pair by pair.
 """
 
 import json
@@ -113,5 +113,5 @@ def table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
 
 def _cell(value: object) -> str:
     if value is None:
-        return "–"
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
