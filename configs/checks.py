@@ -110,13 +110,6 @@ def _tensor_parallel(config: Config) -> Iterator[Problem]:
     undivided = [(key, size) for key, size in sizes.items() if size % tp]
     for key, size in undivided[:1]:  # another tp cures them all
         yield Problem("parallel.tp", f"must divide {key} = {size} ({either(_divisors(size))})", tp, (key,))
-    if tp > 1 and config.training.label_smoothing > 0:
-        yield Problem(
-            "training.label_smoothing",
-            f"must be 0 with parallel.tp = {tp}; smoothing over a split vocabulary is not implemented",
-            config.training.label_smoothing,
-            ("parallel.tp",),
-        )
     if config.parallel.sequence_parallel and tp == 1:
         yield Problem("parallel.sequence_parallel", "needs parallel.tp > 1", True, ("parallel.tp",))
     elif config.parallel.sequence_parallel and config.training.sequence_length % tp:

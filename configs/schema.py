@@ -198,7 +198,7 @@ class TrainingConfig(Section):
     compile: bool = False
     """Compile each decoder layer by itself (torch.compile); measured steps run it uncompiled."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
-    """Label smoothing of the training loss (tp = 1 only)."""
+    """Label smoothing of the training loss."""
     z_loss: float = Field(0.0, ge=0)
     """Weight of mean(log^2 Z) in the training loss, Z the softmax's denominator (PaLM takes 1e-4); 0: off. It is in
     the logged training loss and its gradients, never in the validation loss."""

@@ -3,7 +3,6 @@
 Shapes: B batch, T sequence, t this rank's share of it, D features, V padded vocabulary, V_r this rank's share.
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,12 +56,3 @@ class LearnedPositions(nn.Module):
 def count_rows(vocab_size: int, multiple: int) -> int:
     """Rows of a table for `vocab_size` tokens, padded to a multiple so that it splits over any usual tp."""
     return -(-vocab_size // multiple) * multiple
-
-
-def mask_padding(logits_BTV: Tensor, vocab_size: int, tp_rank: int) -> Tensor:
-    """-inf for the padded entries of this rank's share of the logits: padding takes no probability."""
-    first = vocab_size - tp_rank * logits_BTV.shape[-1]
-    if first >= logits_BTV.shape[-1]:
-        return logits_BTV
-    padded_V = torch.arange(logits_BTV.shape[-1], device=logits_BTV.device) >= first
-    return logits_BTV.masked_fill(padded_V, float("-inf"))

@@ -1,59 +1,135 @@
 """Cross-entropy, and z-loss, over a vocabulary that tensor-parallel ranks share.
 
-Shapes: B batch, T sequence, V_r this rank's share of the padded vocabulary.
+Logits are kept once, in the compute dtype: softmax and gradient are made in wide precision a few rows at a time.
+
+Shapes: B batch, T sequence, N = B T tokens, n the tokens of one chunk, V this rank's share of the padded vocabulary,
+v its live entries: those before the padding.
 """
 
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
-from parallel.embedding import mask_padding
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
 from parallel.topology import TensorParallel
 
+CHUNK = 2**18
+"""Logits in wide precision at a time on a CPU: what a core's cache holds."""
+CHUNK_ON_DEVICE = 2**26
+"""On a GPU, 256 MB: starting a kernel is nothing beside it."""
 
+
+@dataclass(frozen=True)
 class VocabParallelLoss:
-    """Mean next-token cross-entropy in nats, computed in fp32 (float64 logits stay in float64 at tp = 1).
+    """Mean next-token cross-entropy in nats, computed in fp32 (float64 logits in float64): (B, T, V), (B, T) -> ().
 
-    `z_loss` adds that many times the mean of log² Z, Z the softmax's denominator (Chowdhery et al. 2022, section 5).
+    `vocab_size` counts live tokens: the padding after them takes no probability and gets no gradient. With
+    `label_smoothing` the target has 1 - that, and every live token an equal share of that on top (Szegedy et al. 2016,
+    section 7). `z_loss` adds that many times the mean of log² Z, Z the softmax's denominator (Chowdhery et al. 2022,
+    section 5).
+
+    The backward pass leaves the gradient where the logits were: who else needs them reads them before.
     """
 
-    def __init__(
-        self, vocab_size: int, tp: TensorParallel, *, label_smoothing: float = 0.0, z_loss: float = 0.0
-    ) -> None:
-        # megatron-core's smoothing sums over one rank's share of the vocabulary only (configs.checks refuses it).
-        assert tp.size == 1 or label_smoothing == 0.0
-        self.vocab_size = vocab_size
-        self.tp = tp
-        self.label_smoothing = label_smoothing
-        self.z_loss = z_loss
+    vocab_size: int
+    tp: TensorParallel
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
 
     def __call__(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        if self.tp.size == 1:
-            logits = logits_BTV[..., : self.vocab_size].flatten(0, 1)
-            logits = logits if logits.dtype.itemsize >= 4 else logits.float()
-            loss = F.cross_entropy(logits, targets_BT.flatten(), label_smoothing=self.label_smoothing)
-            return loss + self._of_normaliser(logits.logsumexp(-1)) if self.z_loss else loss
-        from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+        return _CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self)
 
-        logits_BTV = mask_padding(logits_BTV.float(), self.vocab_size, self.tp.rank)
-        # The loss overwrites the logits it is given, so what else is read of them is read before.
-        target_logit_BT = self._target_logit(logits_BTV, targets_BT) if self.z_loss else None
-        loss_BT = vocab_parallel_cross_entropy(logits_BTV, targets_BT)
-        if target_logit_BT is None:
-            return loss_BT.mean()
-        return loss_BT.mean() + self._of_normaliser(loss_BT + target_logit_BT)
+    def live(self, rows: int) -> int:
+        """How many of this rank's `rows` vocabulary entries are tokens."""
+        return max(0, min(rows, self.vocab_size - self.tp.rank * rows))
 
-    def _of_normaliser(self, log_z: Tensor) -> Tensor:
-        return self.z_loss * log_z.square().mean()
 
-    def _target_logit(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-        """Each target's logit, from the rank that holds it: with the loss it gives log Z at no further memory."""
-        from megatron.core.tensor_parallel import mappings
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps the logits as they are and, of each token, their maximum m and the sum of exp(x - m): Z without exp(m)."""
 
-        rows = logits_BTV.shape[-1]
-        local_BT = targets_BT - self.tp.rank * rows
-        elsewhere_BT = (local_BT < 0) | (local_BT >= rows)
-        at = torch.arange(targets_BT.numel(), device=targets_BT.device)
-        logit_BT = logits_BTV.flatten(0, 1)[at, local_BT.masked_fill(elsewhere_BT, 0).flatten()].view_as(local_BT)
-        logit_BT = logit_BT.masked_fill(elsewhere_BT, 0)
-        return mappings.reduce_from_tensor_model_parallel_region(logit_BT, group=self.tp.group)
+    @staticmethod
+    def forward(ctx: Any, logits_NV: Tensor, targets_N: Tensor, loss: VocabParallelLoss) -> Tensor:
+        # Centred on the rank's own maxima, then on those of all: a logit far from zero costs no digits of the loss.
+        max_N, sums_3N = _sums(logits_NV, targets_N, loss)
+        if loss.tp.size > 1:
+            own_max_N = max_N.clone()
+            dist.all_reduce(max_N, dist.ReduceOp.MAX, group=loss.tp.group)
+            _recentre(sums_3N, own_max_N - max_N, targets_N, loss, logits_NV.shape[-1])
+            dist.all_reduce(sums_3N, group=loss.tp.group)
+        z_N, target_N, total_N = sums_3N
+        loss_N = z_N.log() - (1 - loss.label_smoothing) * target_N
+        if loss.label_smoothing:
+            loss_N -= loss.label_smoothing / loss.vocab_size * total_N
+        if loss.z_loss:
+            loss_N += loss.z_loss * (max_N + z_N.log()).square()
+        ctx.loss = loss
+        ctx.save_for_backward(logits_NV, targets_N, max_N, z_N)
+        return loss_N.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        loss: VocabParallelLoss = ctx.loss
+        logits_NV, targets_N, max_N, z_N = ctx.saved_tensors
+        live = loss.live(logits_NV.shape[-1])
+        each = grad / targets_N.numel()
+        weight_N = each * (1 + 2 * loss.z_loss * (max_N + z_N.log())) / z_N
+        local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
+        on_target_N = here_N * (each * (loss.label_smoothing - 1))
+        for rows in _chunks(logits_NV):
+            logits_nv = logits_NV[rows, :live]
+            grad_nv = torch.sub(logits_nv, max_N[rows, None]).exp_().mul_(weight_N[rows, None])
+            if loss.label_smoothing:
+                grad_nv.sub_(each * (loss.label_smoothing / loss.vocab_size))
+            if live:
+                grad_nv.scatter_add_(1, local_N[rows, None], on_target_N[rows, None])
+            logits_nv.copy_(grad_nv)
+        logits_NV[:, live:] = 0
+        return logits_NV, None, None
+
+
+def _sums(logits_NV: Tensor, targets_N: Tensor, loss: VocabParallelLoss) -> tuple[Tensor, Tensor]:
+    """Of this rank's live entries, in wide precision: each row's maximum m, and (sum of exp(x - m), target's x - m,
+    sum of x - m). A target that another rank has counts 0; the last is made only for label smoothing.
+    """
+    live = loss.live(logits_NV.shape[-1])
+    wide = torch.float64 if logits_NV.dtype == torch.float64 else torch.float32
+    # Without live entries the least number stands for the maximum: -inf would make 0 x inf of what is not there.
+    max_N = logits_NV.new_full(targets_N.shape, torch.finfo(wide).min, dtype=wide)
+    sums_3N = logits_NV.new_zeros(3, *targets_N.shape, dtype=wide)
+    if not live:
+        return max_N, sums_3N
+    local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
+    for rows in _chunks(logits_NV):
+        logits_nv = logits_NV[rows, :live]
+        max_N[rows] = logits_nv.amax(-1)
+        centred_nv = torch.sub(logits_nv, max_N[rows, None])
+        sums_3N[1, rows] = centred_nv.gather(1, local_N[rows, None])[:, 0] * here_N[rows]
+        if loss.label_smoothing:
+            sums_3N[2, rows] = centred_nv.sum(-1)
+        sums_3N[0, rows] = centred_nv.exp_().sum(-1)
+    return max_N, sums_3N
+
+
+def _recentre(sums_3N: Tensor, shift_N: Tensor, targets_N: Tensor, loss: VocabParallelLoss, rows: int) -> None:
+    """Sums of x - m become sums of x - m + shift."""
+    sums_3N[0] *= shift_N.exp()
+    sums_3N[1] += shift_N * _local(targets_N, loss, rows)[1]
+    sums_3N[2] += shift_N * loss.live(rows)
+
+
+def _local(targets_N: Tensor, loss: VocabParallelLoss, rows: int) -> tuple[Tensor, Tensor]:
+    """Each target's index among this rank's `rows` entries (0 where another rank has it), and whether it is here."""
+    local_N = targets_N - loss.tp.rank * rows
+    here_N = (local_N >= 0) & (local_N < rows)
+    return local_N.where(here_N, 0), here_N
+
+
+def _chunks(logits_NV: Tensor) -> Iterator[slice]:
+    numbers = CHUNK if logits_NV.device.type == "cpu" else CHUNK_ON_DEVICE
+    size = max(1, numbers // logits_NV.shape[-1])
+    return (slice(first, first + size) for first in range(0, len(logits_NV), size))

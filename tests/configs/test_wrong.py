@@ -88,10 +88,6 @@ IMPOSSIBLE = {
         ["parallel.tp=2", "model.vocab_multiple=1"],
         "parallel.tp = 2: must divide model.vocab_multiple = 1 (1)",
     ),
-    "label smoothing": (
-        ["parallel.tp=2", "training.label_smoothing=0.1"],
-        "training.label_smoothing = 0.1: must be 0 with parallel.tp = 2; ",
-    ),
     "sequence parallel alone": (
         ["parallel.sequence_parallel=true"],
         "parallel.sequence_parallel = true: needs parallel.tp > 1",
