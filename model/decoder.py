@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.attention import Attention
 from model.feedforward import GeluFeedForward, SwigluFeedForward
@@ -19,7 +18,7 @@ from model.residual import build_residual
 from model.softcap import softcap
 from parallel.embedding import LearnedPositions, VocabParallelEmbedding, count_rows
 from parallel.linear import ColumnParallelLinear, LinearSpec
-from parallel.recompute import recompute_context
+from parallel.recompute import Recompute, run_layer
 from parallel.regions import enter
 
 if TYPE_CHECKING:
@@ -75,9 +74,13 @@ class Decoder(nn.Module):
         vocab_size: int,
         length: int,
         layers: Iterable[int],
-        recompute: bool = False,
+        recompute: Recompute = "none",
+        compiled: bool = False,
     ) -> None:
-        """`vocab_size`: live tokens, before padding; `length`: the longest sequence."""
+        """`vocab_size`: live tokens, before padding; `length`: the longest sequence.
+
+        `compiled`: layers run as torch.compile makes them, one graph for all, except where probes see their attention.
+        """
         super().__init__()
         layers = list(layers)
         rows = count_rows(vocab_size, config.vocab_multiple)
@@ -85,6 +88,8 @@ class Decoder(nn.Module):
         plain = LinearSpec(spec.tp, spec.seed, spec.compute_dtype, spec.master_dtype)
         self.vocab_size = vocab_size
         self.recompute = recompute
+        # A function beside the modules: parameters keep their names. Its shapes never change.
+        self._run_compiled = torch.compile(run_layer, dynamic=False) if compiled else run_layer
         self.layer_probe: LayerProbe | None = None
         self.logits_probe: LogitsProbe | None = None
         self.tp = spec.tp
@@ -117,11 +122,10 @@ class Decoder(nn.Module):
         if self.embedding is not None:
             x = self._embed(x)
         for index, layer in self.layers.items():
-            if self.recompute and torch.is_grad_enabled():
-                # Nothing in a layer is random: no generator's state to copy from the device and back.
-                x = checkpoint(layer, x, use_reentrant=False, context_fn=recompute_context, preserve_rng_state=False)
-            else:
-                x = layer(x)
+            assert isinstance(layer, DecoderLayer)
+            # A probe would break the graph: measured steps run the same layers as they are written.
+            run = run_layer if layer.attention.probes else self._run_compiled
+            x = run(layer, x, self.recompute)
             if self.layer_probe is not None:
                 self.layer_probe(int(index), x)
         if self.final_norm is not None:

@@ -26,7 +26,7 @@ def capped_attention(q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor, scale: floa
     torch's fused attention has no place for the cap, so scores are formed, capped and normalised in fp32, and kept for
     the backward pass: 8 bytes (and 2 more in bf16) for each of the B H T (T + QUERY_BLOCK) / 2 scores of a layer, in
     place of fused attention's none. At B = 1, H = 16, T = 2,048 in bf16 that is 360 MiB a layer; with
-    `training.recompute = full` one layer at a time has it.
+    `training.recompute = full` or `selective` one layer at a time has it.
     """
     heads_per_group = q_BHTK.shape[1] // k_BGTK.shape[1]
     k_BHTK, v_BHTK = (x.repeat_interleave(heads_per_group, dim=1) for x in (k_BGTK, v_BGTK))

@@ -13,7 +13,6 @@ from torch import Tensor
 from monitoring.entropy import attention_statistics
 from monitoring.gather import Labels
 from monitoring.parts import AttentionPart, AttentionProbe, count_heads, probed
-from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 
 
@@ -56,8 +55,6 @@ class HeadMonitor:
 
     def _probe(self, sums: _Sums, cap: float | None) -> AttentionProbe:
         def see(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
-            if is_recomputing():
-                return
             statistics = attention_statistics(q_BHTK.detach(), k_BGTK.detach(), scale, cap)
             sums.entropy_H += statistics.entropy_BHT.sum(dim=(0, 2), dtype=torch.float64)
             sums.bound_H += statistics.bound_BHT.sum(dim=(0, 2), dtype=torch.float64)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from parallel.embedding import VocabParallelEmbedding
 from parallel.engine import Engine
 from parallel.linear import ColumnParallelLinear
+from parallel.recompute import is_recomputing, not_repeated
 from parallel.spectral import SpectralReparam
 
 AttentionProbe = Callable[[Tensor, Tensor, float], None]
@@ -33,12 +34,18 @@ def count_heads(attention: AttentionPart, block: Literal["q", "k", "v"]) -> int:
 
 @contextmanager
 def probed(attention: AttentionPart, probe: AttentionProbe) -> Iterator[None]:
-    """`probe` sees the forward passes inside the block, beside any other."""
-    attention.probes.append(probe)
+    """`probe` sees the forward passes inside the block, beside any other; each once: no recomputation is seen."""
+
+    def see(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
+        if not is_recomputing():
+            with not_repeated():
+                probe(q_BHTK, k_BGTK, scale)
+
+    attention.probes.append(see)
     try:
         yield
     finally:
-        attention.probes.remove(probe)
+        attention.probes.remove(see)
 
 
 class DecoderPart(Protocol):

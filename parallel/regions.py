@@ -38,8 +38,10 @@ def leave(x: Tensor, tp: TensorParallel) -> Tensor:
         return _ReduceScatterSequence.apply(x, tp.group)
     from megatron.core.tensor_parallel import mappings
 
-    # megatron reduces `input_.contiguous()` and returns `input_`: a non-contiguous input would stay unreduced.
-    return mappings.reduce_from_tensor_model_parallel_region(x.contiguous(), group=tp.group)
+    # megatron reduces `input_.contiguous()` and returns `input_`: a non-contiguous input would stay unreduced. And
+    # selective recomputation relies on the sum being where the product was (`parallel.recompute.KEPT`).
+    assert x.is_contiguous(), "a linear layer's output is"
+    return mappings.reduce_from_tensor_model_parallel_region(x, group=tp.group)
 
 
 def gather_features(x: Tensor, tp: TensorParallel) -> Tensor:
@@ -62,9 +64,9 @@ def _reduce_scatter(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """Partial (B, T, D) of every rank -> this rank's share (B, t, D) of the sum."""
     size = group.size()
     parts = x.unflatten(1, (size, -1)).transpose(0, 1).flatten(0, 1)
-    share = parts.new_empty(x.shape[0], x.shape[1] // size, *x.shape[2:])
-    dist.reduce_scatter_tensor(share, parts.contiguous(), group=group)
-    return share
+    # Given as a value, not written into a buffer: selective recomputation keeps it and does not communicate again.
+    share = torch.ops._c10d_functional.reduce_scatter_tensor(parts.contiguous(), "sum", size, group.group_name)
+    return torch.ops._c10d_functional.wait_tensor(share)
 
 
 class _GatherSequence(torch.autograd.Function):

@@ -64,7 +64,8 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
             vocab_size=vocab_size,
             length=config.training.sequence_length,
             layers=stage_layers(config.model.layers, stages, stage),
-            recompute=config.training.recompute == "full",
+            recompute=config.training.recompute,
+            compiled=config.training.compile,
         ).to(topology.device)
         for stage in stage_indices(config.parallel, topology.pp_rank)
     ]

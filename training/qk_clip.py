@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from model.attention import Attention
 from monitoring.logits import largest_logits
 from monitoring.parts import AttentionProbe, count_heads, probed
-from parallel.recompute import is_recomputing
 from parallel.topology import Topology
 from training.build import Trainer
 
@@ -95,8 +94,7 @@ class QkClip:
 
 def _keep_largest(largest_H: Tensor) -> AttentionProbe:
     def see(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
-        if not is_recomputing():
-            largest_H.copy_(torch.maximum(largest_H, largest_logits(q_BHTK, k_BGTK, scale)))
+        largest_H.copy_(torch.maximum(largest_H, largest_logits(q_BHTK, k_BGTK, scale)))
 
     return see
 
