@@ -51,7 +51,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     """The loop. Step counts from 0 here; records count updates done, from 1."""
     training, steps = config.training, config.training.steps
     samples = Samples(config.data.sources, "train", training.sequence_length, training.seed)
-    batches = Batches(samples, training.global_batch_size, topology)
+    batches = Batches(samples, training.global_batch_size, topology, prefetch=config.data.prefetch)
     weights = initial_weights(config, topology, samples)  # of another run; None: random, or this run's checkpoint
     trainer = build_trainer(config, topology, samples.vocab_size, weights)
     monitor = Monitor(trainer, topology, config)
@@ -64,7 +64,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     status: Status = "finished"
     step, val_loss = (resumed.step, resumed.val_loss) if resumed else (0, math.nan)
 
-    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal, checkpoints:
+    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal, checkpoints, batches:
         flight = FlightRecorder(config, trainer, topology, samples)
         watch = Watch(config, topology.device, flight, journal.event)
         watch.load(resumed.stability if resumed else {})

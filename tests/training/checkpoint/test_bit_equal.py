@@ -5,16 +5,17 @@ from pathlib import Path
 from unittest.mock import patch
 from zlib import crc32
 
-import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 import training.run
 from configs.schema import Config
-from data.samples import Samples
 from tests.distributed import spawn
 from tests.recipes import RECIPES, overrides
 from tests.training.checkpoint.test_saver import assert_same_bits, assert_same_lines
 from tests.training.test_run import tiny
+from training.batches import Batches
 from training.journal import Summary
 
 STOP, LAST = 20, 47
@@ -50,16 +51,18 @@ Sample = tuple[int, int]
 
 
 def trained(cfg: Config) -> tuple[Summary, list[Sample]]:
-    """The loop on one rank, and the training samples it took, in their order."""
+    """The loop on one rank, and the training samples it was handed, in their order."""
     taken: list[Sample] = []
 
-    class Watched(Samples):
-        def __getitem__(self, k: int) -> np.ndarray:
-            window = super().__getitem__(k)
-            taken.append((k, crc32(window.tobytes())))
-            return window
+    class Watched(Batches):
+        def step(self, step: int) -> tuple[Tensor, Tensor]:
+            tokens_BT, targets_BT = super().step(step)
+            first = step * self._global + self._first
+            windows = torch.cat([tokens_BT, targets_BT[:, -1:]], dim=1).numpy()
+            taken.extend((first + i, crc32(window.tobytes())) for i, window in enumerate(windows))
+            return tokens_BT, targets_BT
 
-    with patch.object(training.run, "Samples", Watched):
+    with patch.object(training.run, "Batches", Watched):
         return training.run.train(cfg), taken
 
 
