@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from data.manifest import FileRecord, SplitRecord
+from parallel.quiet import compiling_later
 
 if TYPE_CHECKING:
     from megatron.core.datasets.indexed_dataset import IndexedDataset
@@ -70,7 +71,7 @@ def _settle(path: Path) -> FileRecord:
 
 
 def _megatron() -> ModuleType:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), compiling_later():
         warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset
