@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from parallel.clock import Part
 from parallel.optimizers import adam
 from parallel.optimizers.fragments import FragmentOptimizer, Held
 from parallel.quiet import deepspeed
@@ -82,6 +83,10 @@ class Engine:
         self._judge: Callable[[Tensor], Treatment] | None = None
         self._treatment: Treatment | None = None
         self._take_over_clipping()
+        self._time_norm()
+        self._update_in_place()
+        if topology.dp_size == 1:
+            self._skip_reduction()
         if isinstance(optimizer, FragmentOptimizer):
             self._hand_out_fragments(optimizer)
         else:
@@ -94,7 +99,8 @@ class Engine:
         Left by an exception, it reduces nothing: the step is lost, and DeepSpeed would reduce what gradients there
         are, against those of ranks that have others or never come.
         """
-        with self._engine.coalesce_grad_reduction():
+        clock = self._topology.clock
+        with clock.part(self._reducing), self._engine.coalesce_grad_reduction(), clock.part("other"):
             try:
                 yield
             except BaseException:
@@ -117,7 +123,8 @@ class Engine:
             return judged[0]
 
         self._judge = once
-        self._engine.step()
+        with self._topology.clock.part("optimizer"):
+            self._engine.step()
         self._treatment = None
         return once(torch.tensor(float("inf"), device=self._topology.device))
 
@@ -210,6 +217,43 @@ class Engine:
 
         self._optimizer.unscale_and_clip_grads = clip
         self._optimizer._optimizer_step = update_if_kept
+
+    def _update_in_place(self) -> None:
+        """Let the optimizer update the parameters themselves.
+
+        DeepSpeed clones what a rank owns, for the case that the model is bf16, and copies it back after each update:
+        with fp32 parameters that is 4 bytes a number and one more pass over them for nothing.
+        """
+        zero = self._optimizer
+        shares = [parts[self._topology.dp_rank] for parts in zero.parallel_partitioned_bit16_groups]
+        for flat, share in zip(zero.single_partition_of_fp32_groups, shares, strict=True):
+            assert flat.dtype == share.dtype, "parameters are fp32"
+            flat.data = share
+        zero._link_all_hp_params()  # private: the parameters' fragments are views of what was replaced
+
+    def _skip_reduction(self) -> None:
+        """Without data-parallel ranks nothing is averaged: gradients stay where the backward pass put them.
+
+        DeepSpeed would copy them into its buckets, divide them by 1 and copy them out. Private to its ZeRO-1/2
+        optimizer, like the rest: `test_engine.py` names it.
+        """
+        self._optimizer.reduce_ready_partitions_and_remove_grads = lambda parameter, group: None
+
+    @property
+    def _reducing(self) -> Part:
+        """What the end of `accumulate` is: without data-parallel ranks only a move of gradients."""
+        return "communication" if self._topology.dp_size > 1 else "optimizer"
+
+    def _time_norm(self) -> None:
+        """Charge the norm over ranks to communication. Private to DeepSpeed: `test_engine.py` names it."""
+        norm, clock = self._optimizer.scaled_global_norm, self._topology.clock
+
+        def timed() -> Tensor:
+            with clock.part("communication"):
+                return norm()
+
+        if self._topology.world_size > 1:
+            self._optimizer.scaled_global_norm = timed
 
     def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
         """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""

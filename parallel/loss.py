@@ -80,9 +80,9 @@ class _CrossEntropy(torch.autograd.Function):
         weight_N = each * (1 + 2 * loss.z_loss * (max_N + z_N.log())) / z_N
         local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
         on_target_N = here_N * (each * (loss.label_smoothing - 1))
-        for rows in _chunks(logits_NV):
+        for rows, grad_nv in _chunks(logits_NV, live, max_N.dtype):
             logits_nv = logits_NV[rows, :live]
-            grad_nv = torch.sub(logits_nv, max_N[rows, None]).exp_().mul_(weight_N[rows, None])
+            torch.sub(logits_nv, max_N[rows, None], out=grad_nv).exp_().mul_(weight_N[rows, None])
             if loss.label_smoothing:
                 grad_nv.sub_(each * (loss.label_smoothing / loss.vocab_size))
             if live:
@@ -104,10 +104,10 @@ def _sums(logits_NV: Tensor, targets_N: Tensor, loss: VocabParallelLoss) -> tupl
     if not live:
         return max_N, sums_3N
     local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
-    for rows in _chunks(logits_NV):
+    for rows, centred_nv in _chunks(logits_NV, live, wide):
         logits_nv = logits_NV[rows, :live]
         max_N[rows] = logits_nv.amax(-1)
-        centred_nv = torch.sub(logits_nv, max_N[rows, None])
+        torch.sub(logits_nv, max_N[rows, None], out=centred_nv)
         sums_3N[1, rows] = centred_nv.gather(1, local_N[rows, None])[:, 0] * here_N[rows]
         if loss.label_smoothing:
             sums_3N[2, rows] = centred_nv.sum(-1)
@@ -129,7 +129,11 @@ def _local(targets_N: Tensor, loss: VocabParallelLoss, rows: int) -> tuple[Tenso
     return local_N.where(here_N, 0), here_N
 
 
-def _chunks(logits_NV: Tensor) -> Iterator[slice]:
+def _chunks(logits_NV: Tensor, live: int, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """The rows of each chunk, and room for their live entries in wide precision: the same for all chunks."""
     numbers = CHUNK if logits_NV.device.type == "cpu" else CHUNK_ON_DEVICE
-    size = max(1, numbers // logits_NV.shape[-1])
-    return (slice(first, first + size) for first in range(0, len(logits_NV), size))
+    tokens, size = len(logits_NV), max(1, numbers // logits_NV.shape[-1])
+    room_nv = logits_NV.new_empty(min(size, tokens), live, dtype=wide)
+    for first in range(0, tokens, size):
+        last = min(first + size, tokens)
+        yield slice(first, last), room_nv[: last - first]

@@ -51,11 +51,11 @@ def _groups(parameters: Sequence[nn.Parameter], weight_decay: float) -> list[dic
 
 
 def _adamw(groups: list[dict[str, Any]], options: dict[str, Any], device: torch.device) -> torch.optim.Optimizer:
-    """The fastest AdamW that can be imported."""
+    """The fastest AdamW that can be imported. torch's fused one reads and writes every number once, on CPUs too."""
     fused = apex_fused_adam() if device.type == "cuda" else None
     if fused is not None:
         return fused(groups, adam_w_mode=True, **options)
-    return torch.optim.AdamW(groups, fused=device.type == "cuda", **options)
+    return torch.optim.AdamW(groups, fused=True, **options)
 
 
 def apex_fused_adam() -> Any | None:

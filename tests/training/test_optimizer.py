@@ -35,3 +35,21 @@ def test_nvidias_apex_is_taken_where_its_kernels_are(monkeypatch: pytest.MonkeyP
     for name, module in {"apex": apex, "apex.optimizers": optimizers, "amp_C": ModuleType("amp_C")}.items():
         monkeypatch.setitem(sys.modules, name, module)
     assert apex_fused_adam() is object
+
+
+def test_torchs_fused_adamw_is_taken_and_equals_its_plain_loop() -> None:
+    """In fp32 up to the order of operations: after 20 steps to 1e-6 of a weight, or of a step."""
+    weights = [torch.nn.Parameter(torch.randn(40, 30, generator=torch.Generator().manual_seed(0))) for _ in range(2)]
+    config = OptimizerConfig(lr=1e-2)
+    ours = build_optimizer([("w", weights[0])], config, torch.device("cpu"), VOCAB)
+    assert ours.param_groups[0]["fused"]
+    plain = torch.optim.AdamW(
+        [weights[1]], config.lr, config.betas, config.eps, config.weight_decay, foreach=False, fused=False
+    )
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        gradient = torch.randn(40, 30, generator=generator)
+        for weight, optimizer in zip(weights, (ours, plain), strict=True):
+            weight.grad = gradient.clone()
+            optimizer.step()
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=1e-6 * config.lr)
