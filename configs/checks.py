@@ -35,6 +35,7 @@ def check(config: Config) -> list[Problem]:
         *_pipeline(config),
         *_batch(config, config.parallel.dp),
         *_optimizer(config),
+        *_compile(config),
         *_learning_rate(config),
         *_init_from(config),
         *_rollback(config),
@@ -175,6 +176,14 @@ def _pipeline(config: Config) -> Iterator[Problem]:
             config.training.recompute,
             ("parallel.schedule",),
         )
+    if schedule in ZERO_BUBBLE and config.training.compile:
+        yield Problem(
+            "training.compile",
+            f"must be false with parallel.schedule = {schedule}, whose split backward a compiled layer cannot follow: "
+            "its backward pass is one piece; gpipe, 1f1b and interleaved_1f1b can compile",
+            True,
+            ("parallel.schedule",),
+        )
 
 
 def _stages_allowed(schedule: str) -> range:
@@ -284,6 +293,17 @@ def _micro_batch_rule(config: Config) -> str:
 def _optimizer(config: Config) -> Iterator[Problem]:
     if not all(0 <= beta < 1 for beta in config.optimizer.betas):
         yield Problem("optimizer.betas", "must be two numbers >= 0 and < 1", list(config.optimizer.betas))
+
+
+def _compile(config: Config) -> Iterator[Problem]:
+    if config.training.compile and config.optimizer.qk_clip:
+        yield Problem(
+            "training.compile",
+            f"must be false with optimizer.qk_clip = {config.optimizer.qk_clip:g}, which looks at the logits of every "
+            "step: layers that are looked into run uncompiled",
+            True,
+            ("optimizer.qk_clip",),
+        )
 
 
 def _learning_rate(config: Config) -> Iterator[Problem]:

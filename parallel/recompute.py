@@ -6,17 +6,13 @@ Every way gives the same gradients to the bit: what is computed again is compute
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-    noop_context_fn,
-)
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 Recompute = Literal["none", "selective", "full"]
 Contexts = tuple[AbstractContextManager[Any], AbstractContextManager[Any]]
@@ -53,17 +49,17 @@ the sum, held once, and neither is done again.
 def run_layer(layer: nn.Module, x: Tensor, recompute: Recompute) -> Tensor:
     """layer(x); under autograd its backward pass finds what `recompute` says.
 
-    `none`: all that it needs; `full`: x alone; `selective`: x and what the operations in KEPT gave. (Korthikanti et al.
-    2022, section 5, keep products and repeat attention, which held its scores then; fused, it costs time and holds little.)
+    `none`: all that it needs; `full`: x alone; `selective`: x and what the operations in KEPT gave.
+    (Korthikanti et al. 2022, section 5, keep products and repeat attention, which held its scores then; fused attention
+    holds little and costs time.)
     """
     if recompute == "none" or not torch.is_grad_enabled():
         return layer(x)
-    if torch.compiler.is_compiling():  # takes no contexts but torch's own; and in a compiled layer there is no probe
-        contexts = _choice if recompute == "selective" else noop_context_fn
-    else:
-        contexts = _selective if recompute == "selective" else _full
     # Nothing in a layer is random: no generator's state to copy from the device and back.
-    return checkpoint(layer, x, use_reentrant=False, context_fn=contexts, preserve_rng_state=False)
+    run = partial(checkpoint, layer, x, use_reentrant=False, preserve_rng_state=False)
+    if torch.compiler.is_compiling():  # takes no contexts but torch's own; and no probe looks into a compiled layer
+        return run(context_fn=_choice) if recompute == "selective" else run()
+    return run(context_fn=_selective if recompute == "selective" else _full)
 
 
 def is_recomputing() -> bool:

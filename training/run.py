@@ -16,6 +16,7 @@ from training.batches import Batches
 from training.build import build_trainer
 from training.checkpoint.saver import Checkpoints
 from training.checkpoint.weights import initial_weights
+from training.compiler import require_compiler
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
 from training.qk_clip import QkClip
@@ -34,7 +35,7 @@ def train(config: Config, stop: Stop | None = None) -> Summary:
     Raises:
         ConfigError, DataError: before anything is trained or written.
     """
-    topology = topologies.start(config.parallel, config.training.device)
+    topology = topologies.start(config.parallel, config.training.device, timed=config.monitoring.time_split)
     try:
         summary = run(config, topology, stop or Stop())
     except BaseException:
@@ -49,8 +50,10 @@ def train(config: Config, stop: Stop | None = None) -> Summary:
 
 def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     """The loop. Step counts from 0 here; records count updates done, from 1."""
-    training, steps = config.training, config.training.steps
+    training, steps, clock = config.training, config.training.steps, topology.clock
     samples = Samples(config.data.sources, "train", training.sequence_length, training.seed)
+    if training.compile:
+        require_compiler(topology.device)
     batches = Batches(samples, training.global_batch_size, topology, prefetch=config.data.prefetch)
     weights = initial_weights(config, topology, samples)  # of another run; None: random, or this run's checkpoint
     trainer = build_trainer(config, topology, samples.vocab_size, weights)
@@ -60,11 +63,12 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     evaluator = Evaluator(config, topology, trainer.pipeline)
     checkpoints = Checkpoints(config, topology, trainer, samples.fingerprint)
     parameters = count_parameters(trainer.parameters(), topology)
+    meter = Meter(config, topology, samples.vocab_size)
     rewinds, resumed = begin(config, topology, checkpoints)
     status: Status = "finished"
     step, val_loss = (resumed.step, resumed.val_loss) if resumed else (0, math.nan)
 
-    with Journal(config, parameters, resumed, enabled=topology.is_logging_rank) as journal, checkpoints, batches:
+    with Journal(config, parameters, meter, resumed, enabled=topology.is_logging_rank) as journal, checkpoints, batches:
         flight = FlightRecorder(config, trainer, topology, samples)
         watch = Watch(config, topology.device, flight, journal.event)
         watch.load(resumed.stability if resumed else {})
@@ -73,22 +77,27 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
         if resumed is not None and (undone := rewinds.unfinished) is not None:
             journal.rolled_back(undone.spike + 1, resumed, undone.reason)
             rewinds = complete(rewinds, config, topology)
+        clock.lap()  # what was before the first step is no step's time
         while step < steps:
             started, stop.step = time.perf_counter(), step + 1
             measuring = _is_due(step, steps, config.monitoring.interval, first=True) or watch.zooms(step)
             lr = watch.lr(step, learning_rate(step, config.optimizer.lr, steps, config.schedule))
             batch = rewinds.batch(step)
-            tokens_BT, targets_BT = batches.step(batch)  # a function of (seed, batch): no other state
+            with clock.part("data"):
+                tokens_BT, targets_BT = batches.step(batch)  # a function of (seed, batch): no other state
 
             with trainer.engine.accumulate():  # gradients of W_hat pile up locally
                 with monitor.forward(measuring), qk_clip.watching():
                     loss_here = trainer.pipeline.train(tokens_BT, targets_BT)
-                flight.note_gradients(step + 1)  # this rank's own, before any sum spreads a fault to others
+                with clock.part("monitoring"):
+                    flight.note_gradients(step + 1)  # this rank's own, before any sum spreads a fault to others
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
-                trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
+                with clock.part("refresh"):
+                    trainer.spectral.pull_back()  # dL/dW_hat -> dL/dW, dL/dgamma: one all-reduce over tp
                 more = ascent.take_gradients(tokens_BT, targets_BT, loss_here)  # at w + e in place of those at w
             if measuring:
-                monitor.before_update()
+                with clock.part("monitoring"):
+                    monitor.before_update()
             more |= qk_clip.measure()
             totals_N = loss_and_requests(
                 loss_here, trainer.pipeline, topology, stop_requested=stop.requested, more=more.values()
@@ -96,36 +105,42 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
             judged = trainer.engine.step(lr, watch.judge(totals_N))  # skip or clip, ZeRO, AdamW on the fp32 weights
             if judged.keep:
                 qk_clip.clip()  # heads whose logits passed the threshold
-                trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
-            flight.note_spectra(step + 1)
-            seconds = time.perf_counter() - started
+                with clock.part("refresh"):
+                    trainer.spectral.refresh()  # one power iteration for all layers; writes W_hat
+            with clock.part("monitoring"):
+                flight.note_spectra(step + 1)
+                seconds = time.perf_counter() - started
 
-            measured = monitor.collect() if measuring else None  # the same on every rank, like all below
-            flight.note_step(
-                step + 1,
-                loss=judged.loss,
-                grad_norm=judged.grad_norm,
-                lr=lr,
-                seconds=seconds,
-                kept=judged.keep,
-                batch=batch,
-            )
-            if measured is not None:
-                flight.note_measurement(step + 1, measured)
-            decision = watch.observe(step + 1, judged, measured.arrays() if measured else {}, rewinds)
+                measured = monitor.collect() if measuring else None  # the same on every rank, like all below
+                flight.note_step(
+                    step + 1,
+                    loss=judged.loss,
+                    grad_norm=judged.grad_norm,
+                    lr=lr,
+                    seconds=seconds,
+                    kept=judged.keep,
+                    batch=batch,
+                )
+                if measured is not None:
+                    flight.note_measurement(step + 1, measured)
+                decision = watch.observe(step + 1, judged, measured.arrays() if measured else {}, rewinds)
             evaluating = _is_due(step, steps, training.eval_interval) or decision.action == "stop"
             if evaluating:
-                val_loss = evaluator.loss()
-            journal.step(
-                step + 1,
-                loss=judged.loss,
-                grad_norm=judged.grad_norm,
-                lr=lr,
-                seconds=seconds,
-                measured=measured,
-                val_loss=val_loss if evaluating else None,
-                more=dict(zip(more, judged.more, strict=True)),
-            )
+                with clock.part("evaluation"):
+                    val_loss = evaluator.loss()
+            split = clock.lap()
+            with clock.part("monitoring"):
+                journal.step(
+                    step + 1,
+                    loss=judged.loss,
+                    grad_norm=judged.grad_norm,
+                    lr=lr,
+                    seconds=seconds,
+                    measured=measured,
+                    val_loss=val_loss if evaluating else None,
+                    split=split,
+                    more=dict(zip(more, judged.more, strict=True)),
+                )
             if decision.action == "rollback":
                 rewinds, back = roll_back(decision, step, rewinds, config, topology, checkpoints)
                 if back is not None:

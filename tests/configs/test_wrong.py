@@ -125,6 +125,22 @@ IMPOSSIBLE = {
         [PP2, "parallel.schedule=interleaved_zero_bubble", "training.recompute=full"],
         "training.recompute = full: must be none with parallel.schedule = interleaved_zero_bubble, ",
     ),
+    "zbv and compile": (
+        [PP2, "parallel.schedule=zbv", "training.compile=true"],
+        "training.compile = true: must be false with parallel.schedule = zbv, whose split backward ",
+    ),
+    "zero bubble and compile": (
+        [PP2, "parallel.schedule=interleaved_zero_bubble", "training.compile=true"],
+        "training.compile = true: must be false with parallel.schedule = interleaved_zero_bubble, ",
+    ),
+    "zero bubble and selective recompute": (
+        [PP2, "parallel.schedule=interleaved_zero_bubble", "training.recompute=selective"],
+        "training.recompute = selective: must be none with parallel.schedule = interleaved_zero_bubble, ",
+    ),
+    "QK-Clip and compile": (
+        ["optimizer.qk_clip=100", "training.compile=true"],
+        "training.compile = true: must be false with optimizer.qk_clip = 100, which looks at the logits of every step",
+    ),
     "tied and pipeline": (
         [PP2, "model.tie_embeddings=true"],
         "model.tie_embeddings = true: must be false with parallel.pp = 2: embedding and head are on different stages",

@@ -26,10 +26,10 @@ IN_THE_FINGERPRINT = ("training.seed", "training.sequence_length")
 """Keys that change the data fingerprint whatever the data."""
 
 MAY_CHANGE = (
-    "parallel.*, training.steps, micro_batch_size, precision, recompute, eval_interval, eval_samples and device, "
-    "optimizer.lr, betas, eps, weight_decay, clip, muon_momentum, sam_rho and qk_clip, schedule.*, monitoring.*, "
-    "stability.*, alerts.*, checkpoint.*, tracking.*, run.*, init_from, and data.sources.*.path for a copy of the same "
-    "data"
+    "parallel.*, training.steps, micro_batch_size, precision, recompute, compile, eval_interval, eval_samples and "
+    "device, optimizer.lr, betas, eps, weight_decay, clip, muon_momentum, sam_rho and qk_clip, schedule.*, "
+    "monitoring.*, stability.*, alerts.*, checkpoint.*, tracking.*, run.*, init_from, data.prefetch, and "
+    "data.sources.*.path for a copy of the same data"
 )
 
 NOT_SET = object()
