@@ -19,5 +19,7 @@ def truncated_normal(shape: tuple[int, ...], std: float, seed: int, dtype: torch
     """A tensor of N(0, std²) cut at ±2 (in units of 1, as torch and GPT-style code do), made on the CPU from `seed`."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.empty(shape, dtype=torch.float32)
+    if weight.untyped_storage().device.type == "meta":
+        return weight.to(dtype)  # a dry run: there is no memory to draw into
     torch.nn.init.trunc_normal_(weight, std=std, generator=generator)
     return weight.to(dtype)
