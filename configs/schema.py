@@ -253,8 +253,19 @@ class MonitoringConfig(Section):
     """Steps after an alarm that are all measured; the record then gets them too."""
     records: int = Field(20, ge=0)
     """Most forensic records of one run; later alarms are events only."""
+    time_split: bool = True
+    """Tell in every line of metrics.jsonl what the step's time went to (`time/forward`, ...), on the logging rank."""
     pictures: bool = True
     """Draw the run (loss, entropy, logits, tokens, spectra) when it has ended, a second or two."""
+
+
+class ProfileConfig(Section):
+    enabled: bool = False
+    """Trace a few steps with torch's profiler; `steadytrain train --profile` sets it."""
+    first: int | None = Field(None, ge=1)
+    """First step that is traced; default: the tenth after the start, or so few that `steps` are left of the run."""
+    steps: int = Field(3, ge=1, le=100)
+    """Steps that are traced: some megabytes each."""
 
 
 EventKind = Literal[
@@ -312,6 +323,7 @@ class Config(Section):
     stability: StabilityConfig = StabilityConfig()
     alerts: AlertsConfig = AlertsConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
     init_from: Path | None = None
     """Start from the weights of another run: its folder (the newest good checkpoint), or one of its checkpoints."""

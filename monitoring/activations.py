@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monitoring.gather import Labels
 from monitoring.parts import DecoderPart
+from parallel.clock import timed
 from parallel.topology import Topology
 
 
@@ -60,7 +61,7 @@ class ActivationMonitor:
         zeros = torch.zeros(len(self._numbers), 4, dtype=torch.float64, device=self._device)
         self._layers = {layer: _Layer(*row) for layer, row in zip(self._numbers, zeros, strict=True)}
         for chunk in self._chunks if self._layers else ():
-            chunk.layer_probe = self._see
+            chunk.layer_probe = timed(self._tp.clock, "monitoring", self._see)
         try:
             yield
         finally:
@@ -82,7 +83,9 @@ class ActivationMonitor:
         def see_gradient(grad_BtD: Tensor) -> None:
             seen.grad_squares += torch.linalg.vector_norm(grad_BtD.float(), dim=-1).double().square().sum()
 
-        x_BtD.register_hook(see_gradient)  # goes with the graph of this forward pass
+        x_BtD.register_hook(
+            timed(self._tp.clock, "monitoring", see_gradient)
+        )  # goes with the graph of this forward pass
 
     @torch.no_grad()
     def collect(self) -> dict[str, Tensor]:

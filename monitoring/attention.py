@@ -13,6 +13,7 @@ from torch import Tensor
 from monitoring.entropy import attention_statistics
 from monitoring.gather import Labels
 from monitoring.parts import AttentionPart, AttentionProbe, count_heads, probed
+from parallel.clock import timed
 from parallel.topology import Topology
 
 
@@ -31,7 +32,7 @@ class HeadMonitor:
     def __init__(self, layers: Iterable[tuple[int, AttentionPart]], topology: Topology) -> None:
         """`layers`: the index in the model of each decoder layer on this rank, and its attention module."""
         self._attention = dict(layers)
-        self._device = topology.device
+        self._device, self._clock = topology.device, topology.clock
         self._sums: dict[int, _Sums] = {}
         heads = {layer: count_heads(attention, "q") for layer, attention in self._attention.items()}
         first = topology.tensor.rank
@@ -46,7 +47,8 @@ class HeadMonitor:
         self._sums = {layer: self._start(heads) for layer, heads in self._heads.items()}
         with ExitStack() as probes:
             for layer, attention in self._attention.items():
-                probes.enter_context(probed(attention, self._probe(self._sums[layer], attention.softcap)))
+                probe = timed(self._clock, "monitoring", self._probe(self._sums[layer], attention.softcap))
+                probes.enter_context(probed(attention, probe))
             yield
 
     def _start(self, heads: int) -> _Sums:

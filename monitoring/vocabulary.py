@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monitoring.gather import Labels
 from monitoring.parts import DecoderPart
+from parallel.clock import timed
 from parallel.topology import Topology
 
 
@@ -37,7 +38,7 @@ class VocabularyMonitor:
         """See the forward passes inside the block."""
         self._log_z = []
         for chunk in self._last:
-            chunk.logits_probe = self._see
+            chunk.logits_probe = timed(self._tp.clock, "monitoring", self._see)
         try:
             yield
         finally:

@@ -21,6 +21,7 @@ def sum_partial_gradients(parameters: Iterable[nn.Parameter], tp: TensorParallel
     if not grads:
         return
     buffer = torch.cat([grad.flatten() for grad in grads])
-    dist.all_reduce(buffer, group=tp.group)
+    with tp.clock.part("communication"):
+        dist.all_reduce(buffer, group=tp.group)
     for grad, total in zip(grads, buffer.split([grad.numel() for grad in grads]), strict=True):
         grad.copy_(total.view_as(grad))

@@ -57,9 +57,11 @@ class _CrossEntropy(torch.autograd.Function):
         max_N, sums_3N = _sums(logits_NV, targets_N, loss)
         if loss.tp.size > 1:
             own_max_N = max_N.clone()
-            dist.all_reduce(max_N, dist.ReduceOp.MAX, group=loss.tp.group)
+            with loss.tp.clock.part("communication"):
+                dist.all_reduce(max_N, dist.ReduceOp.MAX, group=loss.tp.group)
             _recentre(sums_3N, own_max_N - max_N, targets_N, loss, logits_NV.shape[-1])
-            dist.all_reduce(sums_3N, group=loss.tp.group)
+            with loss.tp.clock.part("communication"):
+                dist.all_reduce(sums_3N, group=loss.tp.group)
         z_N, target_N, total_N = sums_3N
         loss_N = z_N.log() - (1 - loss.label_smoothing) * target_N
         if loss.label_smoothing:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed import pipelining
 
 from configs.schema import SINGLE_STAGE, ParallelConfig
+from parallel.stage import Stage
 from parallel.topology import Topology
 
 SCHEDULES: dict[str, Any] = {
@@ -83,17 +84,17 @@ class Pipeline:
             hidden = torch.empty(self._hidden_shape, dtype=self._dtype, device="meta", requires_grad=True)
             tokens = torch.empty(tokens_shape, dtype=torch.long, device="meta")
             logits = torch.empty(logits_shape, dtype=self._dtype, device="meta", requires_grad=True)
-            pipeline_stages.append(
-                pipelining.PipelineStage(
-                    chunk,
-                    index,
-                    self._last_stage + 1,
-                    self.topology.device,
-                    input_args=tokens if index == 0 else hidden,
-                    output_args=logits if index == self._last_stage else hidden,
-                    group=self.topology.pp_group,
-                )
+            stage = Stage(
+                chunk,
+                index,
+                self._last_stage + 1,
+                self.topology.device,
+                input_args=tokens if index == 0 else hidden,
+                output_args=logits if index == self._last_stage else hidden,
+                group=self.topology.pp_group,
             )
+            stage.clock = self.topology.clock
+            pipeline_stages.append(stage)
         single = config.schedule in SINGLE_STAGE
         return SCHEDULES[config.schedule](
             pipeline_stages[0] if single else pipeline_stages,
@@ -108,8 +109,10 @@ class Pipeline:
             return self._run_schedule(tokens_BT, targets_BT)
         total = torch.zeros((), device=self.topology.device)
         for tokens, targets in self._split(tokens_BT, targets_BT):
-            loss = self._scaled_loss(self.chunks[0](tokens), targets)
-            loss.backward()
+            with self.topology.clock.part("forward"):
+                loss = self._scaled_loss(self.chunks[0](tokens), targets)
+            with self.topology.clock.part("backward"):
+                loss.backward()
             total += loss.detach()
         return total
 
@@ -146,7 +149,8 @@ class Pipeline:
 
     def _scaled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """A micro-batch's share of the batch's mean loss."""
-        return self.loss(logits, targets) / self.micro_batches
+        with self.topology.clock.part("forward"):
+            return self.loss(logits, targets) / self.micro_batches
 
     def _split(self, tokens_BT: Tensor, targets_BT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         return zip(tokens_BT.chunk(self.micro_batches), targets_BT.chunk(self.micro_batches), strict=True)
@@ -156,7 +160,8 @@ class Pipeline:
         losses: list[Tensor] = []
         inputs = (tokens_BT,) if 0 in self._stages else ()
         targets = targets_BT if self.holds_loss else None
-        self._schedule.step(*inputs, target=targets, losses=losses, return_outputs=False)
+        with self.topology.clock.part("pipeline_wait"):  # what its stages do not take
+            self._schedule.step(*inputs, target=targets, losses=losses, return_outputs=False)
         if not self.holds_loss:
             return torch.zeros((), device=self.topology.device)
         # A copy: schedules may change the losses they handed out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from configs.errors import ConfigError
+from parallel.clock import SILENT, Clock, clock_for
 from parallel.quiet import megatron_parallel_state
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ class TensorParallel:
     rank: int = 0
     size: int = 1
     sequence_parallel: bool = False
+    clock: Clock = field(default=SILENT, compare=False, repr=False)
+    """What the parts of a step are timed by, on this rank."""
 
     def share(self, length: int) -> slice:
         """This rank's contiguous share of a dimension of the given length."""
@@ -56,9 +59,15 @@ class Topology:
     def is_logging_rank(self) -> bool:
         return self.rank == 0
 
+    @property
+    def clock(self) -> Clock:
+        return self.tensor.clock
 
-def start(config: ParallelConfig, device: str = "auto") -> Topology:
+
+def start(config: ParallelConfig, device: str = "auto", *, timed: bool = False) -> Topology:
     """Join the process group named by the launcher's environment (or make one of this process alone).
+
+    `timed`: the logging rank gets a clock.
 
     Raises:
         ConfigError: the device is not there, or the world size is not tp x pp x dp.
@@ -87,6 +96,7 @@ def start(config: ParallelConfig, device: str = "auto") -> Topology:
             rank=state.get_tensor_model_parallel_rank(),
             size=config.tp,
             sequence_parallel=config.sequence_parallel,
+            clock=clock_for(torch_device) if timed and dist.get_rank() == 0 else SILENT,
         ),
         pp_rank=state.get_pipeline_model_parallel_rank(),
         pp_size=config.pp,

@@ -13,7 +13,9 @@ from monitoring.alerts import Alerts
 from monitoring.measure import Measurement
 from monitoring.recorder import Recorder, describe, last_metrics, read_stopped, read_summary
 from monitoring.tracker import Tracker
+from parallel.clock import Part
 from training.checkpoint.saver import Resumed
+from training.meter import Meter
 from training.progress import TrainingProgress
 
 Status = Literal["finished", "diverged", "stopped"]
@@ -40,8 +42,10 @@ class Summary:
 class Journal:
     """One line per step, arrays of measured steps, and the summary; silent where `enabled` is false."""
 
-    def __init__(self, config: Config, parameters: int, resumed: Resumed | None, *, enabled: bool) -> None:
-        self._config, self._parameters = config, parameters
+    def __init__(
+        self, config: Config, parameters: int, meter: Meter, resumed: Resumed | None, *, enabled: bool
+    ) -> None:
+        self._config, self._parameters, self._meter = config, parameters, meter
         self._recorder = _open_recorder(config) if enabled else None
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
@@ -82,13 +86,16 @@ class Journal:
         seconds: float,
         measured: Measurement | None,
         val_loss: float | None,
+        split: Mapping[Part, float] | None,
         more: Mapping[str, float],
     ) -> None:
         """Record update `step` (from 1), which took `seconds` without evaluation and bookkeeping.
 
-        `more`: `sharpness` and `qk_clipped` of a run that has them.
+        `split`: what the clock's last lap went to, in seconds; `more`: `sharpness` and `qk_clipped` of a run that has
+        them.
         """
         tokens_per_s = self._tokens_per_step / seconds
+        rates = self._meter.rates(tokens_per_s)
         self._steps = step
         self._initial_loss = loss if step == 1 else self._initial_loss
         extra = {} if val_loss is None else {"val_loss": val_loss}
@@ -98,10 +105,11 @@ class Journal:
         if self._recorder is not None:
             tokens = step * self._tokens_per_step
             line = {"tokens": tokens, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens_per_s}
-            self._recorder.log(step, **line, **more, **extra)
+            times = {f"time/{part}": round(spent, 6) for part, spent in (split or {}).items()}
+            self._recorder.log(step, **line, **rates, **more, **extra, **times)
             if measured is not None:
                 self._recorder.signals(step, **measured.arrays())
-        self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"))
+        self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"), rates.get("mfu"))
 
     def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
         """Record what the watch has to say of update `step`."""

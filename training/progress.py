@@ -11,7 +11,7 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class TrainingProgress:
-    """Shows loss, attention entropy, tokens/s and the time left; silent on ranks that do not log."""
+    """Shows loss, attention entropy, tokens/s, MFU where known, and the time left; silent on ranks that do not log."""
 
     def __init__(self, name: str, steps: int, *, enabled: bool) -> None:
         self._name, self._steps, self._enabled = name, steps, enabled
@@ -42,12 +42,15 @@ class TrainingProgress:
         if self._enabled:
             (self._live.console if self._live else self._console).print(line, soft_wrap=True)
 
-    def update(self, step: int, loss: float, tokens_per_s: float, entropy_ratio: float | None) -> None:
+    def update(
+        self, step: int, loss: float, tokens_per_s: float, entropy_ratio: float | None, mfu: float | None
+    ) -> None:
         """After update `step` (from 1)."""
         if not self._enabled:
             return
         entropy = "" if entropy_ratio is None else f"  entropy {entropy_ratio:.0%}"
-        status = f"loss {loss:.3f}{entropy}  {tokens_per_s:,.0f} tok/s"
+        utilisation = "" if mfu is None else f"  MFU {mfu:.0%}"
+        status = f"loss {loss:.3f}{entropy}  {tokens_per_s:,.0f} tok/s{utilisation}"
         if self._live is not None:
             self._live.update(self._task, completed=step, status=status)
         elif step == self._steps or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES:

@@ -34,7 +34,8 @@ def loss_and_requests(
     own = _own_term(loss, pipeline, topology)
     totals_N = torch.stack([own, torch.full_like(own, float(stop_requested)), *more])
     if topology.world_size > 1:
-        dist.all_reduce(totals_N)
+        with topology.clock.part("communication"):
+            dist.all_reduce(totals_N)
     totals_N[0] /= topology.dp_size
     return totals_N
 

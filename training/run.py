@@ -19,6 +19,7 @@ from training.checkpoint.weights import initial_weights
 from training.compiler import require_compiler
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
+from training.meter import Meter
 from training.qk_clip import QkClip
 from training.reductions import count_parameters, loss_and_requests, peak_memory
 from training.rollback import begin, complete, roll_back
@@ -158,15 +159,16 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
             step += 1
             stopping = judged.stopping and step < steps
             if stopping or checkpoints.due(step):
-                checkpoints.save(
-                    step,
-                    val_loss if evaluating else math.nan,  # an older one is not this checkpoint's
-                    journal=journal.state(),
-                    stability=watch.state(),
-                    skipped=watch.skips,
-                    report=journal.report,
-                    seconds=stop.seconds_left() if stopping else None,  # only a stop that all ranks agreed on
-                )  # waits for a copy, not for a disk
+                with clock.part("checkpoint"):
+                    checkpoints.save(
+                        step,
+                        val_loss if evaluating else math.nan,  # an older one is not this checkpoint's
+                        journal=journal.state(),
+                        stability=watch.state(),
+                        skipped=watch.skips,
+                        report=journal.report,
+                        seconds=stop.seconds_left() if stopping else None,  # only a stop that all ranks agreed on
+                    )  # waits for a copy, not for a disk
             if stopping:
                 status = "stopped"
                 journal.stopping(step, stop.reason)
