@@ -24,7 +24,7 @@ def steps_within(budget: Budget, config: Config) -> int:
     assert budget.flops is not None, "a budget has one of the two"
     from data.samples import Samples  # brings numpy and the datasets: a study without such a budget needs neither
 
-    samples = Samples(config.data.sources, "train", training.sequence_length, training.seed, peek=True)
+    samples = Samples(config.data.sources, "train", training.sequence_length, training.seed)
     passes = 2 if config.optimizer.sam_rho else 1
     per_step = 6 * matrix_parameters(config.model, samples.vocab_size) * tokens_per_step * passes
     return max(1, int(budget.flops // per_step))

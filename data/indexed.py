@@ -1,19 +1,28 @@
-"""Megatron indexed datasets (`.bin` with all tokens, `.idx` with the documents) through megatron-core."""
+"""Megatron indexed datasets: `.bin` with all tokens, `.idx` with the documents. megatron-core writes them.
+
+Reading is our own: megatron-core takes seconds to import, and its memory maps make every page that was ever read part
+of the process, and a search in the index (whose numbers are not aligned) a copy of it.
+"""
 
 import hashlib
 import os
+import struct
 import warnings
+import weakref
+from bisect import bisect_right
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from configs.errors import DataError
 from data.manifest import FileRecord, SplitRecord
 from parallel.quiet import compiling_later
 
-if TYPE_CHECKING:
-    from megatron.core.datasets.indexed_dataset import IndexedDataset
+HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
+MAGIC = b"MMIDIDX\x00\x00"
+VERSION = 1
+DTYPE_CODES = {"int32": 4, "uint16": 8}
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -21,9 +30,70 @@ def token_dtype(vocab_size: int) -> str:
     return _megatron().DType.optimal_dtype(vocab_size).__name__
 
 
-def open_indexed(prefix: Path) -> "IndexedDataset":
-    """The dataset `<prefix>.bin/.idx`, memory-mapped."""
-    return _megatron().IndexedDataset(str(prefix), mmap=True)
+class _File:
+    """A file that is read in places: what is read does not stay in the process, and threads may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        """Bytes [offset, offset + size). Raises: DataError if the file has become shorter than that."""
+        content = os.pread(self._descriptor, size, offset)
+        while len(content) < size:  # Linux reads 2 GiB at most at a time
+            more = os.pread(self._descriptor, size - len(content), offset + len(content))
+            if not more:
+                raise DataError(f"{self.path}: damaged: it ends before byte {offset + size}")
+            content += more
+        return content
+
+
+class Tokens:
+    """The `.bin` of a split. Raises: OSError if it cannot be opened."""
+
+    def __init__(self, path: Path, dtype: str) -> None:
+        self._file, self._dtype = _File(path), np.dtype(dtype)
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Tokens [start, start + count), int64. Raises: DataError if the file has become shorter than that."""
+        content = self._file.read(start * self._dtype.itemsize, count * self._dtype.itemsize)
+        return np.frombuffer(content, self._dtype).astype(np.int64)
+
+
+class Index:
+    """The `.idx` of a split, of which only what is asked for is read; document i is sequence i.
+
+    Raises: OSError if it cannot be opened; reading, DataError if it is too short for its documents.
+    """
+
+    def __init__(self, path: Path, documents: int, itemsize: int) -> None:
+        self._file, self._documents, self._itemsize = _File(path), documents, itemsize
+        self._pointers = HEADER.size + 4 * documents
+        self._ends = self._pointers + 8 * documents
+
+    def pointer(self, document: int) -> int:
+        """Where a document begins in the `.bin`, in bytes."""
+        return self._number(self._pointers + 8 * document, 8)
+
+    def start(self, document: int) -> int:
+        """The first token of a document."""
+        return self.pointer(document) // self._itemsize
+
+    def length(self, document: int) -> int:
+        """Tokens of a document."""
+        return self._number(HEADER.size + 4 * document, 4)
+
+    def is_one_sequence(self, document: int) -> bool:
+        """Whether the index says so, as it does of every document that `SplitWriter` has written."""
+        return self._number(self._ends + 8 * (document + 1), 8) == document + 1
+
+    def document_at(self, token: int) -> int:
+        """The document that holds a token, by bisection."""
+        return bisect_right(range(self._documents), token * self._itemsize, key=self.pointer) - 1
+
+    def _number(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._file.read(offset, size), "little", signed=True)
 
 
 class SplitWriter:

@@ -26,7 +26,7 @@ class Samples:
     Each source is cut into windows of `sequence_length` tokens, plus the next token as the last target; windows cross
     document borders and do not overlap. Blending goes by cycles of 1,024 samples: every source has a fixed quota of
     each cycle, in an order permuted anew per cycle. Training takes a source's windows in an order permuted anew per
-    epoch; validation takes them as they lie, whatever the seed. `peek` is for who asks what there is and reads none.
+    epoch; validation takes them as they lie, whatever the seed.
 
     Raises: DataError for a damaged source, different tokenizers, a split shorter than one window, or a weight too
     small to ever be drawn.
@@ -41,13 +41,11 @@ class Samples:
     fingerprint: str
     """Objects with equal fingerprints have equal samples."""
 
-    def __init__(
-        self, sources: Sequence[DataSource], split: SplitName, sequence_length: int, seed: int, *, peek: bool = False
-    ) -> None:
+    def __init__(self, sources: Sequence[DataSource], split: SplitName, sequence_length: int, seed: int) -> None:
         self.sequence_length = sequence_length
         self._split = split
         self._seed = seed if split == "train" else 0
-        self._splits = [Split(source.path, split, peek=peek) for source in sources]
+        self._splits = [Split(source.path, split) for source in sources]
         tokenizer = _common_tokenizer(self._splits)
         self.vocab_size, self.tokenizer_hash = tokenizer.vocab_size, tokenizer.hash
         self.windows = tuple(_count_windows(data, sequence_length) for data in self._splits)

@@ -113,7 +113,7 @@ def _require_same_training(checkpoints: list[Path], config: Config) -> None:
     from training.checkpoint.resume import require_compatible
 
     training = config.training
-    fingerprint = Samples(config.data.sources, "train", training.sequence_length, training.seed, peek=True).fingerprint
+    fingerprint = Samples(config.data.sources, "train", training.sequence_length, training.seed).fingerprint
     for checkpoint in checkpoints:
         with suppress(CheckpointError):
             manifest = store.read_manifest(checkpoint)

@@ -114,4 +114,4 @@ def _check_data(config: Config) -> None:
 
     training = config.training
     for split in ("train", "validation"):
-        Samples(config.data.sources, split, training.sequence_length, training.seed, peek=True)
+        Samples(config.data.sources, split, training.sequence_length, training.seed)

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +12,7 @@ import pytest
 import data.dataset
 from configs.errors import DataError
 from data.corpus import documents, find
-from data.dataset import Split, verify
+from data.dataset import PROBED_DOCUMENTS, Split, verify
 from data.manifest import fingerprint_of, read_manifest
 from data.recipe import SplitRule
 from data.tokenizer import ByteTokenizer
@@ -131,6 +134,36 @@ def test_large_datasets_open_without_reading_them_and_verify_reads_all(
     Split(dataset, "train")
     with pytest.raises(DataError, match=r"train\.bin: damaged"):
         verify(dataset)
+
+
+def test_reading_needs_no_package_that_is_slow_to_import(prepared: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from data.dataset import Split
+print(Split(Path(sys.argv[1]), "train").read(0, 3).tolist(), {"torch", "megatron"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code, prepared], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{Split(prepared, 'train').read(0, 3).tolist()} set()\n"
+
+
+def test_a_file_cut_short_after_it_was_opened(dataset: Path) -> None:
+    split = Split(dataset, "train")
+    (dataset / "train.bin").write_bytes((dataset / "train.bin").read_bytes()[:-2])
+    with pytest.raises(DataError, match=r"train\.bin: damaged: it ends before byte"):
+        split.read(split.tokens - 4, 4)
+
+
+def test_a_search_for_a_document_reads_little_of_the_index(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[int] = []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda f, size, offset: read.append(size) or pread(f, size, offset))
+    split = Split(dataset, "train")
+    assert sum(read) < PROBED_DOCUMENTS * 40
+    read.clear()
+    _, starts = split.documents_in(split.tokens // 2, 10)
+    assert starts[0] <= split.tokens // 2
+    assert sum(read) <= 8 * (2 * split.documents.bit_length() + len(starts))
 
 
 def test_counts_that_do_not_fit_the_files(dataset: Path) -> None:

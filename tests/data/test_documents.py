@@ -6,7 +6,6 @@ import pytest
 from configs.schema import DataSource
 from data.dataset import Split
 from data.documents import Reader, locate, sample_table
-from data.indexed import open_indexed
 from data.samples import Samples
 from data.tokenizer import load
 
@@ -17,9 +16,11 @@ def make(folders, length: int) -> Samples:
 
 @pytest.mark.parametrize("length", [7, 64, 1000])
 def test_pieces_put_together_are_the_sample(prepared, make_dataset, length):
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
     folders = [prepared, make_dataset(seed=9)]
     samples = make(folders, length)
-    indexed = [open_indexed(folder / "train") for folder in folders]
+    indexed = [IndexedDataset(str(folder / "train")) for folder in folders]  # megatron-core's reader
     for k in range(60):
         at = locate(samples, k)
         assert at.folder == folders[at.source]

@@ -48,7 +48,7 @@ def checkpointed(place: Path) -> Path:
     config = load("c.yaml")
     scratch = store.begin(RUN / "checkpoints", 10)
     save_file({"w": np.zeros(2)}, scratch / "w.safetensors")
-    fingerprint = Samples(config.data.sources, "train", 64, config.training.seed, peek=True).fingerprint
+    fingerprint = Samples(config.data.sources, "train", 64, config.training.seed).fingerprint
     manifest = store.Manifest(
         step=10,
         created=10.0,
