@@ -21,7 +21,7 @@ from monitoring.spool import Line, Spool, trains_otherwise, write_config
 from monitoring.system import SystemMetrics
 from monitoring.watchdog import Watchdog
 
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 5.0  # a flush is a few milliseconds of Python beside training, whatever it carries
 MAX_PAUSE_SECONDS = 30.0
 CLOSE_SECONDS = 60.0
 STOP_SECONDS = 5.0  # a stopped run is about to be killed; what was not sent is sent when it goes on
