@@ -41,6 +41,7 @@ def check(config: Config) -> list[Problem]:
         *_rollback(config),
         *_judged(config),
         *_addresses(config),
+        *_profile(config),
         *recipe_problems(config),
     ]
 
@@ -190,6 +191,19 @@ def _stages_allowed(schedule: str) -> range:
     if schedule in SINGLE_STAGE:
         return range(1, 2)
     return range(2, 3) if schedule == "zbv" else range(2, 1_000_000)
+
+
+def _profile(config: Config) -> Iterator[Problem]:
+    wanted, steps = config.profile, config.training.steps
+    if wanted.enabled and wanted.first is not None and wanted.first + wanted.steps - 1 > steps:
+        latest = steps - wanted.steps + 1
+        allowed = f"at most {latest}" if latest > 0 else "left out, with fewer profile.steps"
+        yield Problem(
+            "profile.first",
+            f"must be {allowed}: profile.steps = {wanted.steps} are traced of training.steps = {steps}",
+            wanted.first,
+            ("profile.steps", "training.steps"),
+        )
 
 
 def _world_size(config: Config, world_size: int) -> Iterator[Problem]:

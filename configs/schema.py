@@ -263,9 +263,9 @@ class ProfileConfig(Section):
     enabled: bool = False
     """Trace a few steps with torch's profiler; `steadytrain train --profile` sets it."""
     first: int | None = Field(None, ge=1)
-    """First step that is traced; default: the tenth after the start, or so few that `steps` are left of the run."""
+    """First step that is traced; default: the tenth after the start, or an earlier one of a short run."""
     steps: int = Field(3, ge=1, le=100)
-    """Steps that are traced: some megabytes each."""
+    """Steps that are traced; a trace takes some megabytes a step."""
 
 
 EventKind = Literal[

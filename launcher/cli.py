@@ -123,6 +123,9 @@ def train(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Refuse a run of the same name instead of continuing it.")
     ] = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Trace a few steps (profile.first, profile.steps) into the run's folder.")
+    ] = False,
 ) -> None:
     """Train one model; starts the processes it needs unless torchrun or srun has started them.
 
@@ -134,6 +137,7 @@ def train(
       steadytrain train configs/tiny.yaml
       steadytrain train configs/tiny.yaml parallel.tp=2 parallel.pp=2 run.name=tiny-4
       steadytrain train configs/tiny.yaml parallel.tp=2 --nproc 4
+      steadytrain train configs/tiny.yaml --profile profile.steps=2
       torchrun --nproc-per-node 4 -m launcher train configs/tiny.yaml parallel.tp=2
 
     Exit codes: 0 finished, 1 crashed, 2 a mistake in the configuration or the data, 3 the run diverged,
@@ -141,7 +145,8 @@ def train(
     """
     from launcher.train import train as launch
 
-    outcome = launch(config, overrides or [], nproc=nproc, overwrite=overwrite, fresh=fresh)
+    wanted = [*(overrides or []), *(["profile.enabled=true"] if profile else [])]
+    outcome = launch(config, wanted, nproc=nproc, overwrite=overwrite, fresh=fresh)
     if outcome is None:
         return  # rank 0 reports
     typer.echo(outcome.line())

@@ -168,7 +168,7 @@ def trains_otherwise(run_dir: Path, config: Config) -> bool:
         return False
     except ValidationError:
         return True
-    beside = {"run", "monitoring", "alerts", "checkpoint", "tracking"}
+    beside = {"run", "monitoring", "alerts", "checkpoint", "profile", "tracking"}
     return before.model_dump(exclude=beside) != config.model_dump(exclude=beside)
 
 

@@ -20,6 +20,7 @@ from training.compiler import require_compiler
 from training.evaluate import Evaluator
 from training.journal import Journal, Status, Summary
 from training.meter import Meter
+from training.profile import Profiler
 from training.qk_clip import QkClip
 from training.reductions import count_parameters, loss_and_requests, peak_memory
 from training.rollback import begin, complete, roll_back
@@ -69,7 +70,12 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
     status: Status = "finished"
     step, val_loss = (resumed.step, resumed.val_loss) if resumed else (0, math.nan)
 
-    with Journal(config, parameters, meter, resumed, enabled=topology.is_logging_rank) as journal, checkpoints, batches:
+    with (
+        Profiler(config, topology, step) as profiler,
+        Journal(config, parameters, meter, resumed, enabled=topology.is_logging_rank) as journal,
+        checkpoints,
+        batches,
+    ):
         flight = FlightRecorder(config, trainer, topology, samples)
         watch = Watch(config, topology.device, flight, journal.event)
         watch.load(resumed.stability if resumed else {})
@@ -80,6 +86,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
             rewinds = complete(rewinds, config, topology)
         clock.lap()  # what was before the first step is no step's time
         while step < steps:
+            profiler.before(step + 1)
             started, stop.step = time.perf_counter(), step + 1
             measuring = _is_due(step, steps, config.monitoring.interval, first=True) or watch.zooms(step)
             lr = watch.lr(step, learning_rate(step, config.optimizer.lr, steps, config.schedule))
