@@ -180,8 +180,8 @@ def _pipeline(config: Config) -> Iterator[Problem]:
     if schedule in ZERO_BUBBLE and config.training.compile:
         yield Problem(
             "training.compile",
-            f"must be false with parallel.schedule = {schedule}, whose split backward a compiled layer cannot follow: "
-            "its backward pass is one piece; gpipe, 1f1b and interleaved_1f1b can compile",
+            f"must be false with parallel.schedule = {schedule}, whose split backward would run that of a "
+            "compiled layer, which is one piece, twice; gpipe, 1f1b and interleaved_1f1b can compile",
             True,
             ("parallel.schedule",),
         )

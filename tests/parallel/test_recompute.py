@@ -2,6 +2,7 @@
 
 import gc
 from collections import Counter
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.schema import Config
 from model.decoder import Decoder
-from monitoring.attention import HeadMonitor
+from monitoring.parts import probed
 from parallel import topology as topologies
 from tests.distributed import spawn
 from tests.layouts import VOCAB, RandomSamples, config, single_topology
@@ -106,17 +107,21 @@ def test_selective_repeats_no_product_and_no_attention() -> None:
 
 @pytest.mark.parametrize("kind", ["selective", "full"])
 def test_a_probe_sees_each_token_once_and_changes_nothing(kind: str) -> None:
-    """Selective recomputation counts operations: a probe's would shift what it finds again."""
+    """Selective recomputation counts operations: a probe's product would shift what it finds again."""
     decoder, tokens_BT, _ = built(kind, LLAMA)
     plain, _, _ = built("none", LLAMA)
-    seen = []
+    seen: list[list[Tensor]] = []
     for model in (decoder, plain):
-        monitor = HeadMonitor(model.attention_layers(), single_topology())
-        with monitor.probing():
+        seen.append([])
+
+        def probe(q_BHTK: Tensor, k_BGTK: Tensor, scale: float) -> None:
+            seen[-1].append(scale * q_BHTK.detach()[0, 0] @ k_BGTK.detach()[0, 0].T)
+
+        with ExitStack() as probes:
+            for _, attention in model.attention_layers():
+                probes.enter_context(probed(attention, probe))
             model(tokens_BT).square().mean().backward()
-        seen.append(monitor.collect())
-    for name, values in seen[1].items():
-        assert torch.equal(seen[0][name], values), name
+    assert len(seen[0]) == 4 and all(map(torch.equal, *seen))
     for (name, ours), theirs in zip(decoder.named_parameters(), plain.parameters(), strict=True):
         assert (ours.grad is None) == (theirs.grad is None)
         assert ours.grad is None or torch.equal(ours.grad, theirs.grad), name
