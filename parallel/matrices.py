@@ -81,13 +81,13 @@ class Segments:
     """Vectors of the given lengths, one after the other in a flat tensor; an operation is one for all of them."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self._lengths = list(lengths)
-        self._lengths_M = torch.tensor(self._lengths, device=device)
-        self._owner_N = torch.arange(len(self._lengths), device=device).repeat_interleave(self._lengths_M)
+        self.lengths = list(lengths)
+        self._lengths_M = torch.tensor(self.lengths, device=device)
+        self._owner_N = torch.arange(len(self.lengths), device=device).repeat_interleave(self._lengths_M)
 
     def views(self, flat_N: Tensor) -> tuple[Tensor, ...]:
         """Each vector, as a view."""
-        return flat_N.split(self._lengths)
+        return flat_N.split(self.lengths)
 
     def sums(self, flat_N: Tensor) -> Tensor:
         """(M,): the sum of each vector, added in fp64 and rounded once; the same to the bit every time."""

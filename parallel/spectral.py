@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from configs.errors import ConfigError
-from parallel.boundary import Boundary, PortableBoundary
+from parallel.boundary import Boundary, boundary_of
 from parallel.linear import ShardedLinear
 from parallel.matrices import MatrixStack, SpectralMatrix
 from parallel.seeds import seed_for
@@ -47,19 +47,18 @@ class SpectralReparam:
         layers = list(layers)
         self.tp = tp
         self.layers = [layer for _, layer in layers]
-        self._stack = _stack(layers, reparametrised=True)
-        self._plain_stack = _stack(layers, reparametrised=False)
-        self._boundary: Boundary = PortableBoundary()
+        self._reparametrised = _boundary(layers, reparametrised=True)
+        self._plain = _boundary(layers, reparametrised=False)
 
     @property
     def matrices(self) -> list[SpectralMatrix]:
         """The reparametrised matrices."""
-        return self._stack.matrices if self._stack is not None else []
+        return self._reparametrised.stack.matrices if self._reparametrised is not None else []
 
     @property
     def plain(self) -> list[SpectralMatrix]:
         """The others: not touched by training, `measure_plain` finds their spectral norms."""
-        return self._plain_stack.matrices if self._plain_stack is not None else []
+        return self._plain.stack.matrices if self._plain is not None else []
 
     @torch.no_grad()
     def start(self, config: ReparamConfig, seed: int) -> None:
@@ -70,7 +69,7 @@ class SpectralReparam:
         Raises:
             ConfigError: a matrix is all zeros, so that W / sigma(W) is undefined.
         """
-        if self._stack is None:
+        if self._reparametrised is None:
             return self._write_effective()
         for matrix in self.matrices:
             if config.start == "svd":
@@ -78,7 +77,7 @@ class SpectralReparam:
             else:
                 _draw(matrix, seed)
         for _ in range(config.start_iterations if config.start == "power" else 1):
-            self._iterate(self._stack)
+            self._iterate(self._reparametrised)
         for matrix in self.matrices:
             if not matrix.sigma > _eps(matrix.sigma):
                 raise ConfigError(
@@ -91,13 +90,13 @@ class SpectralReparam:
     @torch.no_grad()
     def pull_back(self) -> None:
         """dL/dW_hat, accumulated in `weight.grad`, becomes dL/dW; dL/dgamma is added. One all-reduce."""
-        if self._stack is None:
+        if self._reparametrised is None:
             return
-        stack = self._stack
-        c_M = self._boundary.inner_products(stack)
+        stack = self._reparametrised.stack
+        c_M = self._reparametrised.inner_products()
         self._all_reduce(c_M)
         ratio_M = c_M / stack.sigma_M
-        self._boundary.pull_back(stack, stack.gamma_M() / stack.sigma_M, ratio_M)
+        self._reparametrised.pull_back(stack.gamma_M() / stack.sigma_M, ratio_M)
         for layer, ratio_K in zip(stack.layers, stack.of_layers(ratio_M), strict=True):
             assert layer.gamma is not None
             layer.gamma.grad = ratio_K
@@ -105,8 +104,8 @@ class SpectralReparam:
     @torch.no_grad()
     def refresh(self) -> None:
         """After an optimizer step: one power iteration on the new W, then W_hat. One all-reduce."""
-        if self._stack is not None:
-            self._iterate(self._stack)
+        if self._reparametrised is not None:
+            self._iterate(self._reparametrised)
         self._write_effective()
 
     @torch.no_grad()
@@ -115,16 +114,16 @@ class SpectralReparam:
 
         So a gradient taken there and pulled back is autograd's through the in-forward layer, u and v constant.
         """
-        if self._stack is not None:
-            stack = self._stack
-            sigma_M = stack.split.sums(stack.split_S * self._boundary.split_products(stack))
+        if self._reparametrised is not None:
+            stack = self._reparametrised.stack
+            sigma_M = stack.split.sums(stack.split_S * self._reparametrised.split_products())
             self._all_reduce(sigma_M)
             torch.where(sigma_M == 0, _eps(sigma_M), sigma_M, out=stack.sigma_M)
         self._write_effective()
 
     def sigmas(self) -> list[Tensor]:
         """The spectral norms of the reparametrised layers, as they keep them: what `follow` changes besides W_hat."""
-        return [self._stack.sigma_M] if self._stack is not None else []
+        return [self._reparametrised.stack.sigma_M] if self._reparametrised is not None else []
 
     @torch.no_grad()
     def measure_plain(self, seed: int) -> None:
@@ -133,30 +132,31 @@ class SpectralReparam:
         The first time from random vectors, the same on every rank and in every layout, with `PLAIN_START` iterations;
         then from the vectors of the measurement before, which are part of a checkpoint.
         """
-        if self._plain_stack is None:
+        if self._plain is None:
             return
         if not self.plain[0].replicated_r.any():
             for matrix in self.plain:
                 _draw(matrix, seed)
             for _ in range(PLAIN_START - 1):
-                self._iterate(self._plain_stack)
-        self._iterate(self._plain_stack)
+                self._iterate(self._plain)
+        self._iterate(self._plain)
 
     @torch.no_grad()
     def restore(self) -> None:
         """After W, gamma, u, v and sigma were loaded or put back: write W_hat as the step that left them did."""
         self._write_effective()
 
-    def _iterate(self, stack: MatrixStack) -> None:
-        """One sharded power iteration for every matrix of the stack.
+    def _iterate(self, boundary: Boundary) -> None:
+        """One sharded power iteration for every one of these matrices.
 
         Each rank computes w_s = W_s r and its term of t = Σ W_sᵀ w_s and n = Σ |w_s|²; one all-reduce completes all of
         them. Then sigma = |t| / √n, r ← t / |t|, s ← w_s / √n: the dense iteration exactly, for any number of ranks.
         """
-        w_S = self._boundary.split_products(stack)
+        stack = boundary.stack
+        w_S = boundary.split_products()
         buffer = w_S.new_empty(stack.replicated_R.numel() + stack.sigma_M.numel())
         t_R, n_M = buffer.split([stack.replicated_R.numel(), stack.sigma_M.numel()])
-        self._boundary.replicated_products(stack, w_S, t_R)
+        boundary.replicated_products(w_S, t_R)
         n_M.copy_(stack.split.sums(w_S.double().square()))
         self._all_reduce(buffer)
         norm_t_M = stack.replicated.sums(t_R.double().square()).sqrt().to(n_M.dtype)
@@ -171,8 +171,9 @@ class SpectralReparam:
             torch.where(segments.spread(alive_M), new / segments.spread(norm_M), kept, out=kept)
 
     def _write_effective(self) -> None:
-        if self._stack is not None:
-            self._boundary.write_effective(self._stack, self._stack.gamma_M() / self._stack.sigma_M)
+        if self._reparametrised is not None:
+            stack = self._reparametrised.stack
+            self._reparametrised.write_effective(stack.gamma_M() / stack.sigma_M)
         for layer in self.layers:
             if not layer.reparametrised and layer.effective is not None:
                 layer.effective.copy_(layer.weight)
@@ -198,9 +199,9 @@ class SpectralReparam:
                 dist.all_reduce(buffer, group=self.tp.group)
 
 
-def _stack(layers: list[tuple[str, ShardedLinear]], *, reparametrised: bool) -> MatrixStack | None:
+def _boundary(layers: list[tuple[str, ShardedLinear]], *, reparametrised: bool) -> Boundary | None:
     chosen = [(name, layer) for name, layer in layers if layer.reparametrised == reparametrised]
-    return MatrixStack(chosen) if chosen else None
+    return boundary_of(MatrixStack(chosen)) if chosen else None
 
 
 def _draw(matrix: SpectralMatrix, seed: int) -> None:
