@@ -1,0 +1,211 @@
+"""Bytes of one rank over a training step: what it holds, and the most that forward, backward, reduction and update add.
+
+Held always: weights, moments, effective weights and tables. The rest comes and goes; the step's peak is that of its worst
+phase, not the sum. Parts and phases are those of `parallel.engine` (DeepSpeed's ZeRO over fp32 parameters) and of torch's
+pipeline schedules; `planning.measured` holds them to be the bytes of real runs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from configs.schema import Config
+from parallel.bubble import BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Action, rank_actions
+from parallel.engine import REDUCE_BUCKET
+from parallel.pipeline import stage_indices
+from planning.profile import Held, Pass, Profile
+
+FP32 = 4
+MOMENTS = 2
+"""Numbers that Adam keeps for each of the parameters; Muon keeps one for each of its matrices."""
+UPDATE_COPIES = {"adamw": 0.0, "stable_adamw": 4.0, "muon": 3.0}
+"""What an update needs beside gradient and weight, in copies of this rank's share of the parameters: fused AdamW works
+in place; StableAdamW forms roots, ratios and steps; Muon whole matrices and their products."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One model chunk of a pipeline rank."""
+
+    index: int
+    layers: int
+    first: bool
+    last: bool
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one rank, by part. `peak` is what it needs."""
+
+    weights: float
+    moments: float
+    effective: float
+    """Weights in the compute dtype, u, v, sigma and other tables."""
+    gradients: float
+    activations: float
+    """At the peak of forward and backward passes, of all micro-batches in flight, with what the passes need besides."""
+    logits: float
+    """The part of `activations` that head and loss keep."""
+    received: float
+    """Buffers of torch's pipeline stages, one for every micro-batch and direction."""
+    reduction: float
+    """What averaging the gradients needs beside them."""
+    update: float
+    """What the optimizer needs beside weights and moments, gradients included."""
+    monitor: float
+    """Blocks of scores on measured steps, at the peak of a forward pass."""
+
+    @property
+    def held(self) -> float:
+        """In all phases."""
+        return self.weights + self.moments + self.effective + self.received
+
+    @property
+    def phases(self) -> dict[str, float]:
+        """The most in each phase of a step."""
+        return {
+            "forward and backward": self.held + self.activations + self.monitor,
+            "reduction": self.held + self.gradients + self.reduction,
+            "update": self.held + self.update,
+        }
+
+    @property
+    def peak(self) -> float:
+        """In the worst phase."""
+        return max(self.phases.values())
+
+
+def stages_of(config: Config, pp_rank: int) -> list[Stage]:
+    """The chunks of a pipeline rank, in model order; `config` is resolved."""
+    count = config.parallel.pp * config.parallel.chunks
+    layers = config.model.layers // count
+    return [Stage(i, layers, i == 0, i == count - 1) for i in stage_indices(config.parallel, pp_rank)]
+
+
+def micro_batches(config: Config) -> int:
+    """Of one rank and step; `config` is resolved."""
+    assert config.parallel.dp is not None and config.training.micro_batch_size is not None
+    return config.training.global_batch_size // (config.parallel.dp * config.training.micro_batch_size)
+
+
+def held_by(config: Config, profile: Profile, pp_rank: int) -> Held:
+    """What all chunks of a pipeline rank hold."""
+    held = Held()
+    for stage in stages_of(config, pp_rank):
+        held += profile.hold(stage.layers, first=stage.first, last=stage.last)
+    return held
+
+
+def rank_memory(config: Config, profile: Profile, pp_rank: int) -> Memory:
+    """Of a rank of this pipeline rank; all its tensor- and data-parallel ranks need as much."""
+    parallel, training = config.parallel, config.training
+    assert parallel.dp is not None and training.micro_batch_size is not None
+    stages, held = stages_of(config, pp_rank), held_by(config, profile, pp_rank)
+    passes = {
+        stage.index: profile.run(stage.layers, training.micro_batch_size, first=stage.first, last=stage.last)
+        for stage in stages
+    }
+    gradients = {
+        stage.index: FP32 * profile.hold(stage.layers, first=stage.first, last=stage.last).numbers for stage in stages
+    }
+    count = micro_batches(config)
+    share = held.numbers / parallel.dp
+    moments = MOMENTS * held.numbers - (held.hidden if config.optimizer.name == "muon" else 0)
+    monitor = _monitor(config) if config.monitoring.interval else 0.0
+    return Memory(
+        weights=FP32 * held.numbers,
+        moments=FP32 * moments / parallel.dp,
+        effective=held.effective + held.spectral + held.tables,
+        gradients=sum(gradients.values()),
+        activations=_activations(_actions(config, pp_rank, count), passes, gradients),
+        logits=_logits(stages, profile, training.micro_batch_size),
+        received=_received(config, stages, count),
+        reduction=_reduction(held.numbers, share, parallel.dp, profile.largest if _ends(stages) else 0.0),
+        update=FP32 * share * (2 + UPDATE_COPIES[config.optimizer.name]),
+        monitor=monitor,
+    )
+
+
+def _ends(stages: Sequence[Stage]) -> bool:
+    return any(stage.first or stage.last for stage in stages)
+
+
+def _logits(stages: Sequence[Stage], profile: Profile, sequences: int) -> float:
+    if not any(stage.last for stage in stages):
+        return 0.0
+    one = profile.run(1, sequences, first=False, last=True).kept
+    return one - profile.run(1, sequences, first=False, last=False).kept
+
+
+def _actions(config: Config, pp_rank: int, count: int) -> list[Action]:
+    parallel = config.parallel
+    if parallel.pp == 1:
+        return [(kind, 0, micro_batch) for micro_batch in range(count) for kind in (FORWARD, FULL_BACKWARD)]
+    # Beyond some rounds of the pipeline nothing new happens, except to GPipe, which keeps all.
+    enough = count if parallel.schedule == "gpipe" else min(count, 4 * parallel.pp)
+    return rank_actions(parallel.schedule, parallel.pp, parallel.chunks, enough)[pp_rank]
+
+
+def _activations(actions: Sequence[Action], passes: dict[int, Pass], gradients: dict[int, float]) -> float:
+    """The most bytes of activations and gradients together while these actions run.
+
+    A stage's gradients come with its first backward pass, as its activations go. Schedules that split the backward
+    keep a micro-batch until its second part.
+    """
+    alive, peak, started = 0.0, 0.0, set[int]()
+    for kind, stage, _ in actions:
+        kept = passes[stage].kept
+        if kind == FORWARD:
+            alive += kept
+            peak = max(peak, alive)
+            continue
+        peak = max(peak, alive + passes[stage].above)
+        if kind in (FULL_BACKWARD, BACKWARD_WEIGHT):
+            alive -= kept
+            if stage not in started:
+                started.add(stage)
+                alive += gradients[stage]
+        peak = max(peak, alive)
+    return peak
+
+
+def _hidden_bytes(config: Config) -> float:
+    """A micro-batch between stages, on one rank."""
+    training, parallel = config.training, config.parallel
+    assert training.micro_batch_size is not None
+    tokens = training.micro_batch_size * training.sequence_length
+    width = 2 if training.precision == "bf16" else 4
+    return tokens * config.model.hidden_size * width / (parallel.tp if parallel.sequence_parallel else 1)
+
+
+def _received(config: Config, stages: Sequence[Stage], count: int) -> float:
+    """Inputs and gradients of outputs: torch's stages have a buffer for each of every micro-batch, from the first step."""
+    if config.parallel.pp == 1:
+        return 0.0
+    return _hidden_bytes(config) * count * sum(2 - stage.first - stage.last for stage in stages)
+
+
+def _reduction(numbers: float, share: float, dp: int, largest: float) -> float:
+    """DeepSpeed moves gradients into a bucket, averages it by way of a copy, and moves this rank's share out.
+
+    The bucket is allocated whole. Its first filling frees as many gradients as the copy needs; later the share is there
+    too. A parameter larger than the bucket is copied whole.
+    """
+    if dp == 1:
+        return FP32 * REDUCE_BUCKET
+    filled = min(REDUCE_BUCKET, numbers)
+    more = share if numbers > REDUCE_BUCKET else max(0.0, share - filled)
+    return FP32 * (REDUCE_BUCKET + max(more, largest if largest > REDUCE_BUCKET else 0.0))
+
+
+def _monitor(config: Config) -> float:
+    """Attention statistics of one layer: queries and keys in fp32, twice each, and a block of scores thrice.
+
+    `monitoring.entropy` is the judge: the sizes of its blocks are read from there.
+    """
+    from monitoring.entropy import SCORES
+
+    training, parallel, model = config.training, config.parallel, config.model
+    assert training.micro_batch_size is not None
+    heads = model.heads // parallel.tp
+    rows = training.micro_batch_size * heads * training.sequence_length
+    return FP32 * (4 * rows * (model.head_size + 1) + 3 * min(SCORES["cuda"], rows * training.sequence_length))
