@@ -53,7 +53,8 @@ def train_layout(cfg: Config, steps: int) -> Trace | None:
     """Train on this rank; rank 0 returns losses, norms, every gradient and the final parameters, whole."""
     topology = topologies.start(cfg.parallel, "cpu")
     trainer = build_trainer(cfg, topology, VOCAB)
-    batches = Batches(RandomSamples(cfg.training.sequence_length), cfg.training.global_batch_size, topology)
+    samples = RandomSamples(cfg.training.sequence_length)
+    batches = Batches(samples, cfg.training.global_batch_size, topology, prefetch=cfg.data.prefetch)
     ascent = Ascent(cfg.optimizer.sam_rho, trainer, topology)
     qk_clip = QkClip(cfg.optimizer.qk_clip, trainer, topology)
     trace = Trace()
