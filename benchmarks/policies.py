@@ -21,12 +21,13 @@ from rich.table import Table
 from benchmarks import injection
 from benchmarks.faults import PRE_LN, make_config, train_with
 from data.prepare import prepare
-from monitoring.recorder import read_events, read_metrics, read_summary
+from monitoring.recorder import SPEEDS, read_events, read_metrics, read_summary
+from parallel.clock import PARTS
 from tests.distributed import spawn
 
 STEPS, AT = 300, 200
 SHARED = (*PRE_LN, "optimizer.clip=0", f"training.steps={STEPS}", "training.eval_samples=256", "checkpoint.interval=25")
-VARIES = ("seconds", "tokens_per_s")
+VARIES = ("seconds", *SPEEDS, *(f"time/{part}" for part in PARTS))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from configs.errors import DataError
 
 METRICS, EVENTS, SIGNALS, SUMMARY = "metrics.jsonl", "events.jsonl", "signals", "summary.json"
 STOPPED = "stopped.json"
+SPEEDS = ("tokens_per_s", "tflops_per_device", "mfu")
 NON_FINITE = ("nan", "inf", "-inf")
 
 Status = Literal["finished", "diverged", "stopped", "failed"]
@@ -185,6 +186,11 @@ def read_metrics(run_dir: Path) -> list[Record]:
     """
     by_step = {record["step"]: record for record in _read_lines(run_dir / METRICS)}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def without_times(line: Record) -> Record:
+    """What a line says of training, without how fast this machine was."""
+    return {key: value for key, value in line.items() if key not in SPEEDS and not key.startswith("time/")}
 
 
 def last_metrics(run_dir: Path) -> Record | None:

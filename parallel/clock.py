@@ -28,7 +28,8 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """`pipeline_wait`: a schedule's step without what its stages compute; `refresh`: sigmaReparam at the step's boundary;
 `other`: what no part claims."""
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 _UNTIMED: AbstractContextManager[None] = nullcontext()
 
 

@@ -1,5 +1,6 @@
 """A trace of a few steps by torch's profiler: one file per rank, and a table of where the time went."""
 
+import os
 from types import TracebackType
 from typing import Self
 
@@ -52,6 +53,7 @@ class Profiler:
             self._finish()
         elif self._running is None and step == self._steps[0]:
             activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._on_cuda else [])
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell stderr that it starts and stops
             self._running = profile(activities=activities)
             self._running.start()
 

@@ -6,7 +6,9 @@ import pytest
 
 from configs.schema import Config
 from monitoring.recorder import STOPPED, read_events, write_json
+from tests.layouts import single_topology
 from training.journal import Journal
+from training.meter import Meter
 
 
 @pytest.mark.parametrize(
@@ -20,7 +22,7 @@ def test_a_run_ended_by_its_sweep_has_not_failed(
     config = Config.model_validate(
         {"data": {"sources": [{"path": "x"}]}, "run": {"dir": str(tmp_path)}, "tracking": {"kind": "none"}}
     )
-    journal = Journal(config, 1, None, enabled=True)
+    journal = Journal(config, 1, Meter(config, single_topology(), 257), None, enabled=True)
     if stopped is not None:
         write_json(config.run_dir / STOPPED, stopped)
     with pytest.raises(SystemExit), journal:
