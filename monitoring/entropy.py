@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from parallel.kernels.choice import runs_triton
+
 QUERY_BLOCK = {"cpu": 32, "cuda": 256}
 KEY_BLOCK = 1024
 SCORES = {"cpu": 1 << 18, "cuda": 1 << 26}
@@ -43,6 +45,22 @@ def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: floa
     Source: Zhai et al. 2023, section 3; the block recurrence is flash attention's (Dao et al. 2022) with w carried
     (`top`, `total` and `weighted` below are m, l and w).
     """
+    entropy_BHT, spread_BHT, top_BHT = _rows(q_BHTK, k_BGTK, scale, cap)
+    keys_T = torch.arange(1, q_BHTK.shape[2] + 1, device=q_BHTK.device)
+    return AttentionStatistics(entropy_BHT, entropy_lower_bound(spread_BHT, keys_T), top_BHT)
+
+
+def _rows(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, spread and largest logit of every row; by a kernel on GPUs, which has no fp64."""
+    if runs_triton(q_BHTK.device) and q_BHTK.dtype != torch.float64:
+        from monitoring.kernels.entropy import attention_rows_of
+
+        return attention_rows_of(q_BHTK, k_BGTK, scale, cap)
+    return portable_rows(q_BHTK, k_BGTK, scale, cap)
+
+
+def portable_rows(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: float | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, spread and largest logit of every row (B, H, T), with torch's operations."""
     dtype = torch.float64 if q_BHTK.dtype == torch.float64 else torch.float32
     groups = q_BHTK.shape[1] // k_BGTK.shape[1]
     q_NTK, k_NTK = (q_BHTK.to(dtype) * scale).flatten(0, 1), k_BGTK.to(dtype)
@@ -61,10 +79,9 @@ def attention_statistics(q_BHTK: Tensor, k_BGTK: Tensor, scale: float, cap: floa
             block = slice(first, first + rows)
             parts = _block_rows(q_NTK[here, block], k_NTK[here], first, cap)
             entropy_NT[here, block], spread_NT[here, block], top_NT[here, block] = parts
-    bound_NT = entropy_lower_bound(spread_NT, keys_T)
-    shape = q_BHTK.shape[:2]
     centre_NT = mean_NT if cap is None else cap * torch.tanh(mean_NT / cap)
-    return AttentionStatistics(*(t.unflatten(0, shape) for t in (entropy_NT, bound_NT, top_NT + centre_NT)))
+    shape = q_BHTK.shape[:2]
+    return entropy_NT.unflatten(0, shape), spread_NT.unflatten(0, shape), (top_NT + centre_NT).unflatten(0, shape)
 
 
 def _block_rows(q_NqK: Tensor, k_NTK: Tensor, first_row: int, cap: float | None) -> tuple[Tensor, Tensor, Tensor]:

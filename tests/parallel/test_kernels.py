@@ -1,9 +1,6 @@
 """Triton's step boundary against the portable one: interpreted, and compiled for a GPU that need not be there."""
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +13,7 @@ from parallel.linear import ColumnParallelLinear, LinearSpec, RowParallelLinear,
 from parallel.matrices import MatrixStack
 from parallel.spectral import SpectralReparam
 from parallel.topology import TensorParallel
-from tests.interpreted import Call, interpreter
+from tests.interpreted import Call, compile_for_hopper, interpreter, run_compiled
 
 SIZES = {"whole": (128, {"q": 64, "k": 32, "v": 32}, 256), "ragged": (131, {"q": 70, "k": 33, "v": 1}, 150)}
 
@@ -106,19 +103,11 @@ def test_weights_may_move_and_every_bit_repeats(interpreted: Call) -> None:
 
 @pytest.mark.slow
 def test_kernels_compile_for_a_gpu_and_use_no_atomics(tmp_path: Path) -> None:
-    """Not interpreted, so in a process without the interpreter; Triton brings its own assembler."""
-    code = "from tests.parallel.test_kernels import _compile_for_hopper as check; check()"
-    found = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment = found | {"TRITON_CACHE_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_compiled("tests.parallel.test_kernels", "_compile_all", tmp_path)
 
 
-def _compile_for_hopper() -> None:
-    import triton
+def _compile_all() -> None:
     import triton.language as tl
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     from parallel.kernels import boundary, programs
 
@@ -126,11 +115,8 @@ def _compile_for_hopper() -> None:
     constants |= {"ELEMENT": tl.float32, "COMPUTE": tl.bfloat16}
     addresses = {"tasks", "shapes", "weights", "grads", "effectives"}
     for kernel in (programs.multiply, programs.inner, programs.pull, programs.write):
-        names = kernel.arg_names
-        kinds = {name: "*i64" if name in addresses else "*fp32" for name in names}
-        kinds |= dict.fromkeys(constants.keys() & names, "constexpr")
-        fixed = {(names.index(name),): constants[name] for name in constants.keys() & names}
-        compiled = triton.compile(ASTSource(kernel, kinds, fixed), target=GPUTarget("cuda", 90, 32))
+        kinds = {name: "*i64" if name in addresses else "*fp32" for name in kernel.arg_names}
+        compiled = compile_for_hopper(kernel, kinds, constants)
         assert compiled.asm["cubin"]
         # Sums in no particular order would break resume to the bit.
         assert not re.search(r"\b(atom|red)\.", compiled.asm["ptx"])
