@@ -49,6 +49,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/training_step.json"))
     parser.add_argument("--profile", choices=list(BUILD), help="print the costliest operators of one contender instead")
     arguments = parser.parse_args()
+    if arguments.repeats < 1:
+        parser.error(f"--repeats {arguments.repeats}: must be at least 1")
+    if arguments.layers < 2 or arguments.layers % 2:
+        parser.error(f"--layers {arguments.layers}: must be even, for a pipeline of two")
+    if wrong := [width for width in arguments.widths if width < 128 or width % 128]:
+        parser.error(f"--widths {wrong[0]}: must be a multiple of 128, two heads of 64")
     cells = [task for task in tasks(arguments.widths, arguments.layers) if arguments.only in task.label]
     if arguments.quick:
         cells = [replace(task, width=128, layers=2, vocabulary=512, length=64) for task in cells]

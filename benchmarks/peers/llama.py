@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.peers.autocast import autocast
 from benchmarks.peers.task import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Task, TokenArray
@@ -15,6 +14,8 @@ class LlamaLoop:
     """`LlamaForCausalLM` with SDPA attention and no cache."""
 
     def __init__(self, task: Task) -> None:
+        from transformers import LlamaConfig, LlamaForCausalLM  # seconds of importing, for those who take part
+
         torch.manual_seed(task.seed)
         config = LlamaConfig(
             vocab_size=task.vocabulary,

@@ -7,6 +7,7 @@ scores; the optimizer is the one it takes without apex, torch's AdamW.
 Shapes: B batch, T sequence.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -98,6 +99,7 @@ def _build(task: Task, topology: Topology) -> tuple[nn.Module, Any]:
     from megatron.core.transformer.module import Float16Module
 
     bf16 = task.precision == "bf16"
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # it asks for it, on a CPU too
     # The tracker that forks no CUDA generator: nothing here is random, dropout is 0.
     model_parallel_cuda_manual_seed(task.seed + 1, inference_rng_tracker=True)
     config = TransformerConfig(
