@@ -133,7 +133,8 @@ def _local(targets_N: Tensor, loss: VocabParallelLoss, rows: int) -> tuple[Tenso
 
 def _chunks(logits_NV: Tensor, live: int, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """The rows of each chunk, and room for their live entries in wide precision: the same for all chunks."""
-    numbers = CHUNK if logits_NV.device.type == "cpu" else CHUNK_ON_DEVICE
+    on_cpu = logits_NV.untyped_storage().device.type == "cpu"  # not so of a dry run's tensors, which have no memory
+    numbers = CHUNK if on_cpu else CHUNK_ON_DEVICE
     tokens, size = len(logits_NV), max(1, numbers // logits_NV.shape[-1])
     room_nv = logits_NV.new_empty(min(size, tokens), live, dtype=wide)
     for first in range(0, tokens, size):

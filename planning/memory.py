@@ -168,7 +168,7 @@ def _activations(actions: Sequence[Action], passes: dict[int, Pass], gradients: 
     return peak
 
 
-def _hidden_bytes(config: Config) -> float:
+def hidden_bytes(config: Config) -> float:
     """A micro-batch between stages, on one rank."""
     training, parallel = config.training, config.parallel
     assert training.micro_batch_size is not None
@@ -181,7 +181,7 @@ def _received(config: Config, stages: Sequence[Stage], count: int) -> float:
     """Inputs and gradients of outputs: torch's stages have a buffer for each of every micro-batch, from the first step."""
     if config.parallel.pp == 1:
         return 0.0
-    return _hidden_bytes(config) * count * sum(2 - stage.first - stage.last for stage in stages)
+    return hidden_bytes(config) * count * sum(2 - stage.first - stage.last for stage in stages)
 
 
 def _reduction(numbers: float, share: float, dp: int, largest: float) -> float:
