@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ REDUCE_BUCKET = 50_000_000
 
 class Treatment(Protocol):
     """What is to become of a step's gradients."""
+
+    @property
+    def grad_norm(self) -> float:
+        """Their norm as it was given; with one that is not finite nothing is updated."""
 
     @property
     def keep(self) -> bool:
@@ -72,18 +77,18 @@ class Engine:
             config={
                 "train_micro_batch_size_per_gpu": 1,
                 "gradient_accumulation_steps": 1,
+                "gradient_clipping": 0.0,  # `step` judges
                 "zero_optimization": {
                     "stage": parallel.zero_stage,
                     "overlap_comm": False,
                     "reduce_bucket_size": REDUCE_BUCKET,
+                    "compute_grad_norm": False,  # `_norm`: DeepSpeed would read its own, an extra wait for the device
                 },
                 "zero_allow_untested_optimizer": True,
             },
         )
-        self._judge: Callable[[Tensor], Treatment] | None = None
         self._treatment: Treatment | None = None
         self._take_over_clipping()
-        self._time_norm()
         self._update_in_place()
         if topology.dp_size == 1:
             self._skip_reduction()
@@ -115,18 +120,12 @@ class Engine:
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
-        judged: list[Judgement] = []
-
-        def once(norm: Tensor) -> Judgement:
-            if not judged:
-                judged.append(judge(norm))
-            return judged[0]
-
-        self._judge = once
         with self._topology.clock.part("optimizer"):
+            judged = judge(self._norm())
+            self._treatment = judged
             self._engine.step()
         self._treatment = None
-        return once(torch.tensor(float("inf"), device=self._topology.device))
+        return judged
 
     def owned(self) -> Iterator[Fragment]:
         """What this data-parallel rank owns of its parameters: ranks own disjoint fragments that cover all of them."""
@@ -203,16 +202,15 @@ class Engine:
         """
         update = self._optimizer._optimizer_step
 
-        def clip(gradients: list[Tensor], norm: Tensor) -> None:
-            assert self._judge is not None, "the optimizer steps only within Engine.step"
-            self._treatment = self._judge(norm)
+        def clip(gradients: list[Tensor], _: None) -> None:
+            assert self._treatment is not None, "the optimizer steps only within Engine.step"
             if self._treatment.keep and self._treatment.scale is not None:
                 for gradient in gradients:
                     gradient.mul_(1.0 / self._treatment.scale)
 
         def update_if_kept(group: int) -> None:
             assert self._treatment is not None, "DeepSpeed clips before it updates"
-            if self._treatment.keep:
+            if self._treatment.keep and math.isfinite(self._treatment.grad_norm):
                 update(group)
 
         self._optimizer.unscale_and_clip_grads = clip
@@ -244,16 +242,24 @@ class Engine:
         """What the end of `accumulate` is: without data-parallel ranks only a move of gradients."""
         return "communication" if self._topology.dp_size > 1 else "optimizer"
 
-    def _time_norm(self) -> None:
-        """Charge the norm over ranks to communication. Private to DeepSpeed: `test_engine.py` names it."""
-        norm, clock = self._optimizer.scaled_global_norm, self._topology.clock
+    def _norm(self) -> Tensor:
+        """The gradients' norm over all ranks, each parameter counted once, inf if it is not finite. One all-reduce.
 
-        def timed() -> Tensor:
-            with clock.part("communication"):
-                return norm()
-
+        It stays on the device: who judges it reads it with what else it wants to know.
+        """
+        own = [
+            gradient
+            for group, parameters in enumerate(self._optimizer.params_in_partition)
+            for parameter, gradient in zip(parameters, self._optimizer.averaged_gradients[group], strict=False)
+            if parameter.model_parallel  # what is left over is padding
+        ]
+        square = torch.zeros((), device=self._topology.device)
+        if own:
+            square += torch.stack(torch._foreach_norm(own)).square().sum()
         if self._topology.world_size > 1:
-            self._optimizer.scaled_global_norm = timed
+            with self._topology.clock.part("communication"):
+                dist.all_reduce(square)
+        return torch.where(square.isfinite(), square.sqrt(), math.inf)
 
     def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
         """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""
