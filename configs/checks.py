@@ -11,11 +11,10 @@ from configs.describe import either
 from configs.errors import ConfigError
 from configs.problems import Problem
 from configs.recipe_rules import recipe_problems
-from configs.schema import SINGLE_STAGE, Config
+from configs.schema import SINGLE_STAGE, ZERO_BUBBLE, Config
 
 STORES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "file", "databricks")
 """What MLflow keeps runs in, by the scheme of its address."""
-ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv")
 
 
 class Impossible(ConfigError):

@@ -153,6 +153,8 @@ class ModelConfig(Section):
 
 SINGLE_STAGE = ("gpipe", "1f1b")
 """Schedules with one model chunk on each pipeline rank."""
+ZERO_BUBBLE = ("interleaved_zero_bubble", "zbv")
+"""Schedules that compute gradients of activations and of weights apart."""
 
 
 class ParallelConfig(Section):

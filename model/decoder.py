@@ -6,6 +6,7 @@ Shapes: B batch, T sequence, t this rank's share of it, D hidden, V this rank's 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -85,7 +86,7 @@ class Decoder(nn.Module):
         layers = list(layers)
         rows = count_rows(vocab_size, config.vocab_multiple)
         width, std = config.hidden_size, config.init_std
-        plain = LinearSpec(spec.tp, spec.seed, spec.compute_dtype, spec.master_dtype)
+        plain = replace(spec, reparametrised=False, bias=False)
         self.vocab_size = vocab_size
         self.recompute = recompute
         # A function beside the modules: parameters keep their names. Its shapes never change.
@@ -175,4 +176,4 @@ def _residual_norm(config: ModelConfig, spec: LinearSpec) -> nn.Module:
 
 
 def _without_bias(spec: LinearSpec) -> LinearSpec:
-    return LinearSpec(spec.tp, spec.seed, spec.compute_dtype, spec.master_dtype, spec.reparametrised)
+    return replace(spec, bias=False)

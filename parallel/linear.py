@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from parallel.overlap import OverlappedProduct
 from parallel.regions import enter, leave
 from parallel.seeds import seed_for, truncated_normal
 from parallel.sharding import Sharding
@@ -31,6 +32,8 @@ class LinearSpec:
     master_dtype: torch.dtype = torch.float32
     reparametrised: bool = False
     bias: bool = False
+    overlap: bool = False
+    """Add up dX over tensor-parallel ranks while dW is computed: not for schedules that compute the two apart."""
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -67,6 +70,7 @@ class ShardedLinear(nn.Module):
         assert sum(rows.values()) == weight.shape[0]
         self.rows = rows
         self.tp = spec.tp
+        self.overlap = spec.overlap and spec.tp.size > 1
         self.reparametrised = spec.reparametrised
         self.weight = shard_parameter(nn.Parameter(weight), Sharding(self.split_dim, self._blocks()))
         self.gamma: nn.Parameter | None = None
@@ -147,9 +151,11 @@ class ColumnParallelLinear(ShardedLinear):
         return tuple(self.blocks.items())
 
     def forward(self, x_BTI: Tensor) -> Tensor:
-        x_BTI = enter(x_BTI, self.tp)
         bias = None if self.bias is None else self.bias.to(x_BTI.dtype)
-        return F.linear(x_BTI, self.effective_weight(), bias)
+        if self.overlap:
+            effective = self.weight if self.effective is None else self.effective
+            return OverlappedProduct.apply(x_BTI, self.weight, effective, bias, self.tp)
+        return F.linear(enter(x_BTI, self.tp), self.effective_weight(), bias)
 
 
 class RowParallelLinear(ShardedLinear):

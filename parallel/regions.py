@@ -7,6 +7,7 @@ are ours. Every function is the identity at tp = 1.
 Shapes: B batch, T sequence, t = T / tp, D features.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,7 @@ def enter(x: Tensor, tp: TensorParallel) -> Tensor:
 
     x is (B, t, D) under sequence parallelism, (B, T, D) otherwise; the result is (B, T, D).
     """
-    if tp.size == 1:
-        return x
-    if tp.sequence_parallel:
-        return _GatherSequence.apply(x, tp)
-    return _SumGradient.apply(x, tp)
+    return x if tp.size == 1 else _Enter.apply(x, tp)
 
 
 def leave(x: Tensor, tp: TensorParallel) -> Tensor:
@@ -51,57 +48,57 @@ def gather_features(x: Tensor, tp: TensorParallel) -> Tensor:
     return x if tp.size == 1 else _GatherFeatures.apply(x, tp)
 
 
-def _all_gather(x: Tensor, tp: TensorParallel) -> Tensor:
-    """(B, t, D) of every rank -> (B, T, D)."""
+def start_sum(x: Tensor, tp: TensorParallel) -> Callable[[], Tensor]:
+    """Begin to add up the terms (B, T, D) of all ranks; what is returned waits for the end.
+
+    It gives the sum, (B, T, D), or under sequence parallelism this rank's (B, t, D) of it.
+    """
+    # As a value, not written into a buffer: selective recomputation keeps it and does not communicate again.
+    ops, group = torch.ops._c10d_functional, tp.group.group_name  # type: ignore[union-attr]
+    with tp.clock.part("communication"):
+        if tp.sequence_parallel:
+            parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).flatten(0, 1).contiguous()
+            started = ops.reduce_scatter_tensor(parts, "sum", tp.size, group)
+        else:
+            started = ops.all_reduce(x.contiguous(), "sum", group)
+
+    def wait() -> Tensor:
+        with tp.clock.part("communication"):
+            return ops.wait_tensor(started)
+
+    return wait
+
+
+def gather_sequence(x: Tensor, tp: TensorParallel) -> Tensor:
+    """(B, t, D) of every rank -> (B, T, D) under sequence parallelism; else x. No autograd: the transpose is a sum."""
+    if not tp.sequence_parallel:
+        return x.view_as(x)
     with tp.clock.part("communication"):
         parts = x.new_empty(tp.size * x.shape[0], *x.shape[1:])
         dist.all_gather_into_tensor(parts, x.contiguous(), group=tp.group)
         return parts.unflatten(0, (tp.size, -1)).transpose(0, 1).flatten(1, 2)
 
 
-def _reduce_scatter(x: Tensor, tp: TensorParallel) -> Tensor:
-    """Partial (B, T, D) of every rank -> this rank's share (B, t, D) of the sum."""
-    with tp.clock.part("communication"):
-        parts = x.unflatten(1, (tp.size, -1)).transpose(0, 1).flatten(0, 1)
-        share = parts.new_empty(x.shape[0], x.shape[1] // tp.size, *x.shape[2:])
-        dist.reduce_scatter_tensor(share, parts.contiguous(), group=tp.group)
-        return share
-
-
-class _SumGradient(torch.autograd.Function):
+class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        return x.view_as(x)
+        return gather_sequence(x, tp)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        with ctx.tp.clock.part("communication"):
-            total = grad.contiguous()
-            dist.all_reduce(total, group=ctx.tp.group)
-            return total, None
-
-
-class _GatherSequence(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
-        ctx.tp = tp
-        return _all_gather(x, tp)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _reduce_scatter(grad, ctx.tp), None
+        return start_sum(grad, ctx.tp)(), None
 
 
 class _ReduceScatterSequence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, tp: TensorParallel) -> Tensor:
         ctx.tp = tp
-        return _reduce_scatter(x, tp)
+        return start_sum(x, tp)()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return _all_gather(grad, ctx.tp), None
+        return gather_sequence(grad, ctx.tp), None
 
 
 class _GatherFeatures(torch.autograd.Function):

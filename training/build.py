@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from configs.schema import Config
+from configs.schema import ZERO_BUBBLE, Config
 from model.attention import Attention
 from model.decoder import Decoder
 from parallel.embedding import count_rows
@@ -55,6 +55,7 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
         compute_dtype=DTYPES[config.training.precision],
         reparametrised=config.model.reparam.kind == "sigma",
         bias=config.model.bias,
+        overlap=config.parallel.pp == 1 or config.parallel.schedule not in ZERO_BUBBLE,
     )
     stages = config.parallel.pp * config.parallel.chunks
     return [
