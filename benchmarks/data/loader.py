@@ -1,4 +1,4 @@
-"""The loader in a process of its own: the cost of its start, the memory it takes, how many samples a second it gives."""
+"""The loader in a process of its own: its start, the memory it takes, how many samples a second it gives."""
 
 import argparse
 import json
