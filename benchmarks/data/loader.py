@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -63,17 +62,20 @@ def main() -> None:
         "start_mb": start_mb - imports_mb,
         "read_mb": read_mb - imports_mb,
         "located_mb": located_mb - imports_mb,
-        "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - imports_mb,
+        "peak_mb": _resident("VmHWM") - imports_mb,
         "samples_per_s": arguments.steps * BATCH / seconds,
         "locate_ms": 1000 * locate_s,
     }
     print(json.dumps(found))
 
 
-def _resident() -> float:
-    """MiB of this process that are in memory, mapped files included."""
+def _resident(field: str = "VmRSS") -> float:
+    """MiB of this process that are in memory, mapped files included; VmHWM: that were at most.
+
+    (The `ru_maxrss` of getrusage begins with what the parent had.)
+    """
     lines = Path("/proc/self/status").read_text().splitlines()
-    return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 if __name__ == "__main__":
