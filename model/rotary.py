@@ -42,7 +42,8 @@ class _Rotation(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_BHTK: Tensor) -> tuple[Tensor, None, None]:
-        return _rotate(grad_BHTK, *ctx.saved_tensors, -1.0), None, None
+        cos_TK, sin_Tk = ctx.saved_tensors
+        return _rotate(grad_BHTK, cos_TK, sin_Tk, -1.0), None, None
 
 
 def _rotate(x_BHTK: Tensor, cos_TK: Tensor, sin_Tk: Tensor, direction: float) -> Tensor:
