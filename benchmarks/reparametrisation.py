@@ -8,7 +8,8 @@ A cell is a width, a number of tokens per step, of micro-batches and of tensor-p
 `benchmarks.linears` are built in one process (per rank) with one thread and take one step each in turn: forward and
 backward of every micro-batch, what they do at the step boundary, torch's fused AdamW. Printed as each cell is done,
 and at the end in a table: the median step of plain linears, and of the others the median over repeats of their step
-over plain's in the same round, with quartiles.
+over plain's in the same round, with quartiles. All widths and numbers of tokens are combined for every tp; several
+micro-batches are tried at the middle number of tokens and the first tp, or with `--full` everywhere.
 
 Memory is taken in a process of its own for each variant: what parameters, buffers and the optimizer hold, and by how
 much the process's resident memory grew at its highest while it built the blocks and took three steps.
@@ -84,11 +85,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tokens", type=int, nargs="+", default=[512, 2048, 8192], help="per step")
     parser.add_argument("--micro-batches", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--tp", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--blocks", type=int, default=2)
+    parser.add_argument("--blocks", type=int, default=1)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS[1:], default=list(VARIANTS[1:]), help="beside plain")
     parser.add_argument("--repeats", type=int, default=15, help="at most, and at least five")
-    parser.add_argument("--seconds", type=float, default=40.0, help="for the repeats of a cell, about")
-    parser.add_argument("--longest", type=float, default=12.0, help="seconds of a plain step; longer cells are skipped")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for the repeats of a cell, about")
+    parser.add_argument("--longest", type=float, default=8.0, help="seconds of a plain step; longer cells are skipped")
+    parser.add_argument("--full", action="store_true", help="every combination, not only one axis varied at a time")
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--quick", action="store_true", help="two widths, few cells, under a minute")
     parser.add_argument("--json", type=Path, default=Path("runs/benchmarks/reparametrisation.json"))
@@ -96,15 +98,23 @@ def parse() -> argparse.Namespace:
     if arguments.quick:
         arguments.widths, arguments.tokens = [256, 512], [512, 2048]
         arguments.micro_batches, arguments.tp = [1], [1]
-        arguments.repeats, arguments.seconds = 7, 6.0
+        arguments.repeats, arguments.seconds = 7, 5.0
     return arguments
 
 
 def grid(arguments: argparse.Namespace) -> Iterator[Cell]:
-    """Every cell asked for, small ones first."""
+    """The cells asked for, one process first."""
     axes = (arguments.tp, arguments.widths, arguments.tokens, arguments.micro_batches)
     for tp, width, tokens, micro_batches in product(*axes):
-        yield Cell(width, tokens, micro_batches, tp, arguments.blocks)
+        alone = (tp == arguments.tp[0] and tokens == middle(arguments)) or micro_batches == arguments.micro_batches[0]
+        if alone or arguments.full:
+            yield Cell(width, tokens, micro_batches, tp, arguments.blocks)
+
+
+def middle(arguments: argparse.Namespace) -> int:
+    """The number of tokens at which everything else is varied."""
+    tokens: list[int] = sorted(arguments.tokens)
+    return tokens[len(tokens) // 2]
 
 
 def memory_cells(arguments: argparse.Namespace) -> list[tuple[Cell, str]]:
