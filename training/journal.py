@@ -50,6 +50,7 @@ class Journal:
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
         self._started = time.perf_counter()
+        self._laps: list[Mapping[Part, float]] = []
         self._last: dict[str, float] = resumed.journal["last"] if resumed else {}
         self._initial_loss: float = resumed.journal["initial_loss"] if resumed else math.nan
         self._first_step = self._steps = resumed.step if resumed else 0
@@ -91,8 +92,8 @@ class Journal:
     ) -> None:
         """Record update `step` (from 1), which took `seconds` without evaluation and bookkeeping.
 
-        `split`: what the clock's last lap went to, in seconds; `more`: `sharpness` and `qk_clipped` of a run that has
-        them.
+        `split`: what the clock's last lap went to, in seconds; lines of measured and evaluated steps have its mean over
+        the steps since the one before; `more`: `sharpness` and `qk_clipped` of a run that has them.
         """
         tokens_per_s = self._tokens_per_step / seconds
         rates = self._meter.rates(tokens_per_s)
@@ -105,11 +106,18 @@ class Journal:
         if self._recorder is not None:
             tokens = step * self._tokens_per_step
             line = {"tokens": tokens, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens_per_s}
-            times = {f"time/{part}": round(spent, 6) for part, spent in (split or {}).items()}
+            self._laps.append(split or {})
+            times = self._mean_split() if extra else {}  # lines with more than every step's numbers; others stay short
             self._recorder.log(step, **line, **rates, **more, **extra, **times)
             if measured is not None:
                 self._recorder.signals(step, **measured.arrays())
         self._progress.update(step, loss, tokens_per_s, self._last.get("entropy_ratio"), rates.get("mfu"))
+
+    def _mean_split(self) -> dict[str, float]:
+        """Seconds per step that each part of the steps since the last such line took."""
+        laps, self._laps = self._laps, []
+        parts = {part: None for lap in laps for part in lap}  # in their order
+        return {f"time/{part}": round(sum(lap.get(part, 0.0) for lap in laps) / len(laps), 6) for part in parts}
 
     def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
         """Record what the watch has to say of update `step`."""
