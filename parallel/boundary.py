@@ -58,41 +58,46 @@ class PortableBoundary:
 
     def __init__(self, stack: MatrixStack) -> None:
         self.stack = stack
+        # Made once: each view costs as much as an operation on a small matrix.
+        self._replicated = stack.replicated.views(stack.replicated_R)
+        self._split = stack.split.views(stack.split_S)
 
     def split_products(self) -> Tensor:
         w_S = torch.empty_like(self.stack.split_S)
-        for matrix, w in zip(self.stack.matrices, self.stack.split.views(w_S), strict=True):
-            torch.mv(matrix.oriented(matrix.layer.weight.detach()), matrix.replicated_r, out=w)
+        parts = zip(self.stack.sharing_rows, self.stack.weights(), self._replicated, strict=True)
+        for (rows, weight_OI, r), w in zip(parts, self.stack.split.views(w_S), strict=True):
+            torch.mv(weight_OI if rows else weight_OI.T, r, out=w)
         return w_S
 
     def replicated_products(self, w_S: Tensor, out_R: Tensor) -> None:
-        vectors = zip(self.stack.split.views(w_S), self.stack.replicated.views(out_R), strict=True)
-        for matrix, (w, t) in zip(self.stack.matrices, vectors, strict=True):
-            torch.mv(matrix.oriented(matrix.layer.weight.detach()).T, w, out=t)
+        parts = zip(self.stack.sharing_rows, self.stack.weights(), self.stack.split.views(w_S), strict=True)
+        for (rows, weight_OI, w), t in zip(parts, self.stack.replicated.views(out_R), strict=True):
+            torch.mv(weight_OI.T if rows else weight_OI, w, out=t)
 
     def inner_products(self) -> Tensor:
         c_M = torch.empty_like(self.stack.sigma_M)
-        for matrix, c in zip(self.stack.matrices, c_M.unbind(), strict=True):
-            torch.dot(matrix.grad_OI.flatten(), matrix.weight_OI.flatten(), out=c)
+        for grad_OI, weight_OI, c in zip(self.stack.grads(), self.stack.weights(), c_M.unbind(), strict=True):
+            torch.dot(grad_OI.flatten(), weight_OI.flatten(), out=c)
         return c_M
 
     def pull_back(self, scale_M: Tensor, ratio_M: Tensor) -> None:
         # One pass over each gradient needs its two factors as numbers of the host: on a GPU this waits for it.
         factors = zip(scale_M.tolist(), (scale_M * ratio_M).tolist(), strict=True)
-        for matrix, (scale, times) in zip(self.stack.matrices, factors, strict=True):
-            grad_OI, s, r = matrix.grad_OI, matrix.split_s, matrix.replicated_r
-            rows, columns = (s, r) if matrix.layer.split_dim == 0 else (r, s)
-            torch.addr(grad_OI, rows, columns, beta=scale, alpha=-times, out=grad_OI)
+        sides = zip(self.stack.sharing_rows, self._split, self._replicated, strict=True)
+        for grad_OI, (scale, times), (rows, s, r) in zip(self.stack.grads(), factors, sides, strict=True):
+            torch.addr(grad_OI, s if rows else r, r if rows else s, beta=scale, alpha=-times, out=grad_OI)
 
     def write_effective(self, scale_M: Tensor) -> None:
-        for matrix, scale in zip(self.stack.matrices, scale_M.unbind(), strict=True):
-            scale_into(matrix.effective_OI, matrix.weight_OI, scale)
+        parts = zip(self.stack.effectives(), self.stack.weights(), scale_M.unbind(), strict=True)
+        for effective_OI, weight_OI, scale in parts:
+            scale_into(effective_OI, weight_OI, scale)
 
 
 def scale_into(out: Tensor, weight: Tensor, scale: Tensor) -> None:
     """Write scale * weight, rounded to `out`'s dtype at the end. Shapes: (O, I) both, scale ()."""
-    rows = weight.shape[0]
-    if out.dtype != weight.dtype and not weight.is_cuda:
-        rows = max(1, CAST_BLOCK // weight.shape[1])
+    if out.dtype == weight.dtype or weight.is_cuda:
+        torch.mul(weight, scale, out=out)
+        return
+    rows = max(1, CAST_BLOCK // weight.shape[1])
     for here, there in zip(out.split(rows), weight.split(rows), strict=True):
         torch.mul(there, scale, out=here)

@@ -33,23 +33,6 @@ class SpectralMatrix:
         return block if self.layer.split_dim == 0 else block.T
 
     @property
-    def weight_OI(self) -> Tensor:
-        """The matrix itself, without a gradient."""
-        return self.layer.weight.detach()[self.rows]
-
-    @property
-    def grad_OI(self) -> Tensor:
-        """Its part of the weight's gradient."""
-        assert self.layer.weight.grad is not None, "pull_back needs the gradients of a finished backward pass"
-        return self.layer.weight.grad[self.rows]
-
-    @property
-    def effective_OI(self) -> Tensor:
-        """Its part of W_hat."""
-        assert self.layer.effective is not None
-        return self.layer.effective[self.rows]
-
-    @property
     def replicated_r(self) -> Tensor:
         return self.layer.replicated[self.index]
 
@@ -115,8 +98,30 @@ class MatrixStack:
         self.split_S = _one_buffer(self.layers, "split")
         self.sigma_M = _one_buffer(self.layers, "sigma")
         device = self.sigma_M.device
+        self.sharing_rows = [matrix.layer.split_dim == 0 for matrix in self.matrices]
         self.replicated = Segments([matrix.replicated_r.numel() for matrix in self.matrices], device)
         self.split = Segments([matrix.split_s.numel() for matrix in self.matrices], device)
+
+    def weights(self) -> list[Tensor]:
+        """The matrices (O, I) themselves, without gradients."""
+        return self._blocks([layer.weight.detach() for layer in self.layers])
+
+    def grads(self) -> list[Tensor]:
+        """Their gradients (O, I), which a finished backward pass has left."""
+        grads = [layer.weight.grad for layer in self.layers if layer.weight.grad is not None]
+        assert len(grads) == len(self.layers), "pull_back needs the gradients of a finished backward pass"
+        return self._blocks(grads)
+
+    def effectives(self) -> list[Tensor]:
+        """W_hat (O, I) of reparametrised matrices."""
+        return self._blocks([layer.effective for layer in self.layers if layer.effective is not None])
+
+    def _blocks(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The matrices' rows of tensors shaped like the layers' weights, as views."""
+        blocks: list[Tensor] = []
+        for layer, tensor in zip(self.layers, tensors, strict=True):
+            blocks.extend(tensor.split(list(layer.rows.values())) if len(layer.rows) > 1 else (tensor,))
+        return blocks
 
     def gamma_M(self) -> Tensor:
         """A copy of the gammas of reparametrised layers: the engine keeps their parameters where it likes."""

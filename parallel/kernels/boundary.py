@@ -55,9 +55,9 @@ class TritonBoundary:
     def __init__(self, stack: MatrixStack) -> None:
         self.stack = stack
         self._element = TRITON[stack.sigma_M.dtype]
-        self._sizes = [tuple(matrix.weight_OI.shape) for matrix in stack.matrices]
+        self._sizes = [tuple(weight.shape) for weight in stack.weights()]
         r, s = _starts(stack.replicated.lengths), _starts(stack.split.lengths)
-        rows_shared = [matrix.layer.split_dim == 0 for matrix in stack.matrices]
+        rows_shared = stack.sharing_rows
         # W r has a number per row of W where ranks share its rows, a number per column elsewhere; Wᵀ w the reverse.
         self._first = self._products(rows_shared, r, s)
         self._second = self._products([not shared for shared in rows_shared], s, r)
@@ -104,7 +104,7 @@ class TritonBoundary:
 
     def write_effective(self, scale_M: Tensor) -> None:
         launch = self._flat
-        effectives = [matrix.effective_OI for matrix in self.stack.matrices]
+        effectives = self.stack.effectives()
         programs.write[launch.grid](
             launch.tasks,
             launch.shapes,
@@ -123,10 +123,10 @@ class TritonBoundary:
         )
 
     def _weights(self) -> Tensor:
-        return self._table_of("weight", [matrix.weight_OI for matrix in self.stack.matrices])
+        return self._table_of("weight", self.stack.weights())
 
     def _grads(self) -> Tensor:
-        return self._table_of("grad", [matrix.grad_OI for matrix in self.stack.matrices])
+        return self._table_of("grad", self.stack.grads())
 
     def _table_of(self, name: str, tensors: Sequence[Tensor]) -> Tensor:
         """(M,): where the matrices begin. Sent to the device, without waiting for it, only when one of them moved."""
