@@ -18,7 +18,9 @@ SCHEDULES: tuple[tuple[str, int], ...] = (
     ("1f1b", 1), ("interleaved_1f1b", 2), ("interleaved_1f1b", 4), ("interleaved_zero_bubble", 2), ("zbv", 2),
 )  # fmt: skip
 """Pipeline schedules with their chunks per rank. GPipe is never better than 1F1B: as fast, and keeps more."""
-MICRO_BATCH_SIZES = (1, 2, 4, 8, 16, 32)
+MICRO_BATCH_SIZES = (1, 2, 4, 8, 16)
+DEEPEST = 32
+"""Pipeline ranks that are looked at: deeper ones are all bubble."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def candidates(config: Config, machine: Machine) -> Iterator[Config]:
     model = config.model
     tensor = [tp for tp in _divisors(machine.gpus_per_node) if model.heads % tp == 0 and model.key_value_heads % tp == 0]
     for tp, pp in product(tensor, _divisors(model.layers)):
-        if machine.ranks % (tp * pp):
+        if pp > DEEPEST or machine.ranks % (tp * pp):
             continue
         dp = machine.ranks // (tp * pp)
         per_rank = config.training.global_batch_size // dp

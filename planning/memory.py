@@ -7,6 +7,7 @@ pipeline schedules; `planning.measured` holds them to be the bytes of real runs.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from configs.schema import Config
 from parallel.bubble import BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Action, rank_actions
@@ -142,7 +143,10 @@ def _actions(config: Config, pp_rank: int, count: int) -> list[Action]:
         return [(kind, 0, micro_batch) for micro_batch in range(count) for kind in (FORWARD, FULL_BACKWARD)]
     # Beyond some rounds of the pipeline nothing new happens, except to GPipe, which keeps all.
     enough = count if parallel.schedule == "gpipe" else min(count, 4 * parallel.pp)
-    return rank_actions(parallel.schedule, parallel.pp, parallel.chunks, enough)[pp_rank]
+    return _rank_actions(parallel.schedule, parallel.pp, parallel.chunks, enough)[pp_rank]
+
+
+_rank_actions = lru_cache(maxsize=8)(rank_actions)
 
 
 def _activations(actions: Sequence[Action], passes: dict[int, Pass], gradients: dict[int, float]) -> float:

@@ -109,10 +109,11 @@ class Profile:
 class Profiler:
     """Makes profiles of one model; to be used inside `fake_ranks` of at least the largest tensor-parallel size."""
 
-    def __init__(self, config: Config, vocab_size: int) -> None:
+    def __init__(self, config: Config, vocab_size: int, groups: dict[int, dist.ProcessGroup] | None = None) -> None:
+        """`groups`: tensor-parallel groups by size, where there are any already."""
         self._config = config.model_copy(update={"model": config.model.model_copy(update={"layers": PROBED_LAYERS})})
         self._vocab_size = vocab_size
-        self._groups: dict[int, dist.ProcessGroup] = {}
+        self._groups = dict(groups or {})
         self._profiles: dict[tuple[int, bool, str], Profile] = {}
 
     def profile(self, tp: int, sequence_parallel: bool, recompute: str) -> Profile:
@@ -125,7 +126,7 @@ class Profiler:
 
     def _group(self, size: int) -> dist.ProcessGroup:
         if size not in self._groups:
-            self._groups[size] = dist.new_group(range(size))
+            self._groups[size] = dist.new_group(list(range(size)))
         return self._groups[size]
 
     def _whole(self, tp: TensorParallel) -> Profile:
@@ -166,6 +167,7 @@ class Profiler:
             compute_dtype=DTYPES[config.training.precision],
             reparametrised=config.model.reparam.kind == "sigma",
             bias=config.model.bias,
+            overlap=True,
         )
         return Decoder(
             config.model,

@@ -58,7 +58,7 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
         overlap=config.parallel.pp == 1 or config.parallel.schedule not in ZERO_BUBBLE,
     )
     stages = config.parallel.pp * config.parallel.chunks
-    return [
+    chunks = [
         Decoder(
             config.model,
             spec,
@@ -67,9 +67,11 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
             layers=stage_layers(config.model.layers, stages, stage),
             recompute=config.training.recompute,
             compiled=config.training.compile,
-        ).to(topology.device)
+        )
         for stage in stage_indices(config.parallel, topology.pp_rank)
     ]
+    # Made on the CPU; tensors without memory, as in a dry run, cannot be moved at all.
+    return chunks if topology.device.type == "cpu" else [chunk.to(topology.device) for chunk in chunks]
 
 
 def build_trainer(
@@ -90,12 +92,13 @@ def build_trainer(
         weights.load(chunks, spectral, config, topology)
     parameters = [pair for chunk in chunks for pair in chunk.named_parameters()]
     optimizer = build_optimizer(parameters, config.optimizer, topology.device, vocab_size)
-    pipeline = _build_pipeline(config, topology, chunks, vocab_size)
+    pipeline = build_pipeline(config, topology, chunks, vocab_size)
     engine = Engine(nn.ModuleList(chunks), optimizer, topology, config.parallel)
     return Trainer(chunks, spectral, pipeline, engine)
 
 
-def _build_pipeline(config: Config, topology: Topology, chunks: list[Decoder], vocab_size: int) -> Pipeline:
+def build_pipeline(config: Config, topology: Topology, chunks: list[Decoder], vocab_size: int) -> Pipeline:
+    """The stages of this rank and their schedule; not collective."""
     training, tp = config.training, topology.tensor
     micro = training.micro_batch_size
     assert micro is not None, "configs.checks.resolve fills micro_batch_size"
