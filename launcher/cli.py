@@ -155,6 +155,52 @@ def train(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
+    ] = None,
+    nodes: Annotated[int, typer.Option(help="Nodes.", min=1)] = 1,
+    gpus_per_node: Annotated[int, typer.Option(help="GPUs on each node.", min=1)] = 8,
+    device: Annotated[str, typer.Option(help="Kind of GPU: h100, a100, h200, ...")] = "h100",
+    vocab_size: Annotated[
+        int | None, typer.Option(help="Tokens of the vocabulary; default: that of the data.", min=2, show_default=False)
+    ] = None,
+    top: Annotated[int, typer.Option(help="Best layouts to show; 0: only the configured one.", min=0)] = 5,
+    tokens: Annotated[
+        float | None, typer.Option(help="Tokens to train; default: training.steps.", min=1, show_default=False)
+    ] = None,
+    efficiency: Annotated[
+        float | None,
+        typer.Option(help="Share of the peak rate in matrix products.", min=0.01, max=1, show_default=False),
+    ] = None,
+    dry_run_rank: Annotated[
+        str | None,
+        typer.Option(help="Build and check this rank instead: 0, 1, ..., first, middle or last.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a job would need on so many GPUs: memory, communication, time, and the best layouts; start nothing.
+
+    \b
+    Examples:
+      steadytrain plan configs/models/8b.yaml training.global_batch_size=64 --vocab-size 128256
+      steadytrain plan run.yaml parallel.tp=8 --nodes 128 --device h200 --tokens 1e12
+      steadytrain plan run.yaml parallel.tp=8 parallel.pp=8 --nodes 128 --dry-run-rank middle
+
+    Exit codes: 0 planned (whether it fits or not), 2 a mistake in the configuration, or no such layout.
+    """
+    from launcher import plan as plans
+
+    loaded, tokens_known = plans.load(config, overrides or [], vocab_size)
+    where = plans.machine(device, nodes, gpus_per_node, efficiency, loaded.config.training.compile)
+    if dry_run_rank is not None:
+        typer.echo(plans.dry_run(loaded, tokens_known, where.ranks, dry_run_rank, as_json=as_json))
+        return
+    typer.echo(plans.plan(loaded, tokens_known, where, top=top, tokens=tokens, as_json=as_json))
+
+
+@app.command()
 def submit(
     config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
     overrides: Annotated[

@@ -5,7 +5,8 @@ node. A ring all-reduce of n bytes over r ranks moves 2 n (r - 1) / r through ea
 half of that (Thakur et al. 2005).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 from configs.schema import Config
 from monitoring.devices import Device
@@ -33,6 +34,8 @@ class Machine:
     """Of the links' bandwidth, in collectives."""
     fused: float = 1.0
     """Share of the elementwise traffic that remains: a compiled layer reads and writes what it fuses once."""
+    FUSED: ClassVar[float] = 0.4
+    """That share under `training.compile`, of published runs; not measured here."""
     headroom: float = 0.1
     """Of the device's memory, for the allocator's gaps, the CUDA context and the buffers of collectives."""
 
@@ -44,6 +47,11 @@ class Machine:
     def usable(self) -> float:
         """Bytes of a device that tensors may take."""
         return self.device.memory_gib * 2**30 * (1 - self.headroom)
+
+    def with_efficiency(self, efficiency: float) -> Self:
+        """Another share of the peak rate in matrix products; attention's in the same proportion."""
+        attention = self.attention_efficiency * efficiency / self.efficiency
+        return replace(self, efficiency=efficiency, attention_efficiency=attention)
 
     def bandwidth(self, neighbours: int, span: int) -> float:
         """Bytes per second and direction of one rank, in a ring over ranks of which `neighbours` share a node each.
