@@ -173,7 +173,9 @@ def test_other_steps_run_not_one_operation_more(name: str, kind: str) -> None:
     cfg = config(world_size, model={"reparam": {"kind": kind}}, parallel=parallel)
     for without, beside in zip(*(spawn(world_size, operations, cfg, on) for on in (False, True)), strict=True):
         assert without[1] == beside[1]
-        assert any(op.startswith("c10d") for op in without[1]) and "aten._local_scalar_dense.default" in without[1]
+        assert any(op.startswith("c10d") for op in without[1])
+        # Loss and norm are read as one list; nothing reads a single number from the device, the optimizer neither.
+        assert "aten._local_scalar_dense.default" not in without[1]
         more = Counter(op for op in beside[0] if op.startswith("c10d")) - Counter(
             op for op in without[0] if op.startswith("c10d")
         )
