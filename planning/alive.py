@@ -1,7 +1,7 @@
 """Bytes of tensors alive, counted storage by storage while code runs, on real or on fake tensors.
 
 Process memory says how much an allocator and an interpreter hold; a plan speaks of tensors. Both are compared in
-`planning.measured`.
+`benchmarks.plan_memory`.
 """
 
 import weakref
@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 

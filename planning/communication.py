@@ -1,7 +1,7 @@
 """What ranks send each other in a training step, over which links, and how long that takes.
 
-Ranks are laid out tensor-parallel fastest, then data-, then pipeline-parallel (`parallel.topology`), and fill node after
-node. A ring all-reduce of n bytes over r ranks moves 2 n (r - 1) / r through each of them, a gather or reduce-scatter
+Ranks are laid out tensor-parallel fastest, then data-, then pipeline-parallel (`parallel.topology`), and fill one node
+after another. A ring all-reduce of n bytes over r ranks moves 2 n (r - 1) / r through each of them, a gather or reduce-scatter
 half of that (Thakur et al. 2005).
 """
 

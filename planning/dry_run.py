@@ -1,7 +1,7 @@
 """One rank of a job of any size, built here without memory: its groups, its shards, its schedule, what it holds.
 
-The parts are the real ones: `topology.start`, `build_chunks`, `Pipeline` with torch's schedule, under process groups that
-talk to nobody (`planning.fake`). What is found is held against what the layout says, written down a second time here.
+The parts are the real ones: `topology.start`, `build_chunks`, `Pipeline` with torch's schedule, under process groups
+that talk to nobody (`planning.fake`). What is found is held against what the layout says, written down a second time here.
 """
 
 from collections import Counter
@@ -16,8 +16,16 @@ from configs.schema import SINGLE_STAGE, Config
 from model.decoder import Decoder
 from model.flops import layer_parameters
 from parallel import topology as topologies
-from parallel.bubble import BACKWARD_INPUT, BACKWARD_WEIGHT, FORWARD, FULL_BACKWARD, Action, StageTimes, rank_actions
-from parallel.bubble import step_time
+from parallel.bubble import (
+    BACKWARD_INPUT,
+    BACKWARD_WEIGHT,
+    FORWARD,
+    FULL_BACKWARD,
+    Action,
+    StageTimes,
+    rank_actions,
+    step_time,
+)
 from parallel.embedding import count_rows
 from parallel.pipeline import Pipeline
 from parallel.topology import Topology
@@ -110,7 +118,9 @@ def _check_shards(chunks: Sequence[Decoder], config: Config, topology: Topology,
     """The layers are those of this rank's stages, and its shards times tp the whole of each matrix."""
     model, tp = config.model, config.parallel.tp
     stages = stages_of(config, topology.pp_rank)
-    expected = [layer for stage in stages for layer in range(stage.index * stage.layers, (stage.index + 1) * stage.layers)]
+    expected = [
+        layer for stage in stages for layer in range(stage.index * stage.layers, (stage.index + 1) * stage.layers)
+    ]
     layers = [int(index) for chunk in chunks for index in chunk.layers]
     _require(layers == expected, f"layers are {layers}, not {expected}")
     for chunk, stage in zip(chunks, stages, strict=True):
@@ -130,7 +140,9 @@ def _check_shards(chunks: Sequence[Decoder], config: Config, topology: Topology,
 
 def _check_memory(chunks: Sequence[Decoder], config: Config, topology: Topology, vocab_size: int) -> int:
     """Parameters and buffers take the bytes that the plan says."""
-    profiler = Profiler(config, vocab_size, groups={config.parallel.tp: topology.tensor.group})
+    group = topology.tensor.group
+    assert group is not None
+    profiler = Profiler(config, vocab_size, {config.parallel.tp: group})
     profile = profiler.profile(config.parallel.tp, config.parallel.sequence_parallel, config.training.recompute)
     held = held_by(config, profile, topology.pp_rank)
     planned = FP32 * held.numbers + held.effective + held.spectral + held.tables
@@ -180,6 +192,7 @@ def _check_schedule(config: Config, pp_rank: int, pipeline: Pipeline) -> list[Ac
 def _check_torch(ranks: Sequence[Sequence[Action]], pipeline: Pipeline, pp_rank: int) -> None:
     """What torch's schedule object will do on this rank is that list, and each of its sends has a receive elsewhere."""
     schedule = pipeline._schedule
+    assert schedule is not None
     order = [(a[1].value, a[0], a[2]) for a in schedule.pipeline_order[pp_rank] if a is not None]
     _require(order == list(ranks[pp_rank]), "torch's schedule has another order of actions")
     comms = Counter((a[1].value, a[0], a[2]) for rank in schedule.pipeline_order_with_comms.values() for a in rank)

@@ -109,18 +109,19 @@ class Planner:
 def candidates(config: Config, machine: Machine) -> Iterator[Config]:
     """Layouts worth a look, unchecked: tensor parallelism stays within a node, where its many collectives are fast."""
     model = config.model
-    tensor = [tp for tp in _divisors(machine.gpus_per_node) if model.heads % tp == 0 and model.key_value_heads % tp == 0]
+    tensor = [
+        tp for tp in _divisors(machine.gpus_per_node) if model.heads % tp == 0 and model.key_value_heads % tp == 0
+    ]
     for tp, pp in product(tensor, _divisors(model.layers)):
         if pp > DEEPEST or machine.ranks % (tp * pp):
             continue
         dp = machine.ranks // (tp * pp)
         per_rank = config.training.global_batch_size // dp
         sizes = [size for size in MICRO_BATCH_SIZES if size <= per_rank] or [1]
-        sequence = {tp > 1, tp > 1 and config.parallel.sequence_parallel}
-        for (schedule, chunks), size, recompute, split in product(
-            SCHEDULES if pp > 1 else (("1f1b", 1),), sizes, RECOMPUTE, sequence
-        ):
-            yield laid_out(config, tp, pp, schedule, chunks, size, recompute, sequence_parallel=split)
+        # Sequence parallelism sends as much and keeps less: without it only where the sequence does not split.
+        sequence = tp > 1 and config.training.sequence_length % tp == 0
+        for (schedule, chunks), size, recompute in product(SCHEDULES if pp > 1 else SCHEDULES[:1], sizes, RECOMPUTE):
+            yield laid_out(config, tp, pp, schedule, chunks, size, recompute, sequence_parallel=sequence)
 
 
 def laid_out(
@@ -158,14 +159,14 @@ def _reason(found: TooLarge, machine: Machine) -> str:
         "weights": memory.weights,
         "optimizer states": memory.moments,
         "gradients": memory.gradients,
-        "activations": max(0.0, memory.activations - memory.gradients),
+        "activations": memory.in_flight,
         "receive buffers": memory.received,
         "reduction bucket": memory.reduction if phase == "reduction" else 0.0,
     }
     largest = max(parts, key=lambda name: parts[name])
     return (
-        f"tp {parallel.tp}, pp {parallel.pp}: at least {memory.peak / GIB:,.0f} of {machine.usable / GIB:,.0f} GiB on the "
-        f"{found.where} stage, in {phase}; most of it {largest}, {parts[largest] / GIB:,.0f} GiB"
+        f"tp {parallel.tp}, pp {parallel.pp}: at least {memory.peak / GIB:,.0f} of {machine.usable / GIB:,.0f} GiB on "
+        f"the {found.where} stage, in {phase}; most of it {largest}, {parts[largest] / GIB:,.0f} GiB"
     )
 
 

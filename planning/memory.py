@@ -1,8 +1,8 @@
 """Bytes of one rank over a training step: what it holds, and the most that forward, backward, reduction and update add.
 
-Held always: weights, moments, effective weights and tables. The rest comes and goes; the step's peak is that of its worst
-phase, not the sum. Parts and phases are those of `parallel.engine` (DeepSpeed's ZeRO over fp32 parameters) and of torch's
-pipeline schedules; `planning.measured` holds them to be the bytes of real runs.
+Held always: weights, moments, effective weights and tables. The rest comes and goes; the step's peak is that of its
+worst phase, not the sum. Parts and phases are those of `parallel.engine` (DeepSpeed's ZeRO over fp32 parameters) and of
+torch's pipeline schedules; `benchmarks.plan_memory` holds them against the bytes of real runs.
 """
 
 from collections.abc import Sequence
@@ -42,10 +42,12 @@ class Memory:
     effective: float
     """Weights in the compute dtype, u, v, sigma and other tables."""
     gradients: float
-    activations: float
-    """At the peak of forward and backward passes, of all micro-batches in flight, with what the passes need besides."""
+    in_flight: float
+    """Activations kept for backward passes, of as many micro-batches as the schedule has in flight at most."""
     logits: float
-    """The part of `activations` that head and loss keep."""
+    """What head and loss keep of one micro-batch."""
+    passes: float
+    """The most that activations, gradients and what a pass needs besides take together."""
     received: float
     """Buffers of torch's pipeline stages, one for every micro-batch and direction."""
     reduction: float
@@ -64,7 +66,7 @@ class Memory:
     def phases(self) -> dict[str, float]:
         """The most in each phase of a step."""
         return {
-            "forward and backward": self.held + self.activations + self.monitor,
+            "forward and backward": self.held + self.passes + self.monitor,
             "reduction": self.held + self.gradients + self.reduction,
             "update": self.held + self.update,
         }
@@ -109,6 +111,7 @@ def rank_memory(config: Config, profile: Profile, pp_rank: int) -> Memory:
         stage.index: FP32 * profile.hold(stage.layers, first=stage.first, last=stage.last).numbers for stage in stages
     }
     count = micro_batches(config)
+    in_flight, most = _activations(_actions(config, pp_rank, count), passes, gradients)
     share = held.numbers / parallel.dp
     moments = MOMENTS * held.numbers - (held.hidden if config.optimizer.name == "muon" else 0)
     monitor = _monitor(config) if config.monitoring.interval else 0.0
@@ -117,7 +120,8 @@ def rank_memory(config: Config, profile: Profile, pp_rank: int) -> Memory:
         moments=FP32 * moments / parallel.dp,
         effective=held.effective + held.spectral + held.tables,
         gradients=sum(gradients.values()),
-        activations=_activations(_actions(config, pp_rank, count), passes, gradients),
+        in_flight=in_flight,
+        passes=most,
         logits=_logits(stages, profile, training.micro_batch_size),
         received=_received(config, stages, count),
         reduction=_reduction(held.numbers, share, parallel.dp, profile.largest if _ends(stages) else 0.0),
@@ -149,27 +153,29 @@ def _actions(config: Config, pp_rank: int, count: int) -> list[Action]:
 _rank_actions = lru_cache(maxsize=8)(rank_actions)
 
 
-def _activations(actions: Sequence[Action], passes: dict[int, Pass], gradients: dict[int, float]) -> float:
-    """The most bytes of activations and gradients together while these actions run.
+def _activations(
+    actions: Sequence[Action], passes: dict[int, Pass], gradients: dict[int, float]
+) -> tuple[float, float]:
+    """The most bytes of activations kept, and the most of these, gradients and a pass's own together.
 
     A stage's gradients come with its first backward pass, as its activations go. Schedules that split the backward
     keep a micro-batch until its second part.
     """
-    alive, peak, started = 0.0, 0.0, set[int]()
+    alive, there, kept, most = 0.0, 0.0, 0.0, 0.0
+    started = set[int]()
     for kind, stage, _ in actions:
-        kept = passes[stage].kept
         if kind == FORWARD:
-            alive += kept
-            peak = max(peak, alive)
+            alive += passes[stage].kept
+            kept = max(kept, alive)
+            most = max(most, alive + there)
             continue
-        peak = max(peak, alive + passes[stage].above)
+        most = max(most, alive + there + passes[stage].above)
         if kind in (FULL_BACKWARD, BACKWARD_WEIGHT):
-            alive -= kept
-            if stage not in started:
-                started.add(stage)
-                alive += gradients[stage]
-        peak = max(peak, alive)
-    return peak
+            alive -= passes[stage].kept
+            there += 0.0 if stage in started else gradients[stage]
+            started.add(stage)
+        most = max(most, alive + there)
+    return kept, most
 
 
 def hidden_bytes(config: Config) -> float:
@@ -182,7 +188,7 @@ def hidden_bytes(config: Config) -> float:
 
 
 def _received(config: Config, stages: Sequence[Stage], count: int) -> float:
-    """Inputs and gradients of outputs: torch's stages have a buffer for each of every micro-batch, from the first step."""
+    """Inputs and gradients of outputs: torch's stages keep a buffer for each of every micro-batch."""
     if config.parallel.pp == 1:
         return 0.0
     return hidden_bytes(config) * count * sum(2 - stage.first - stage.last for stage in stages)

@@ -1,11 +1,12 @@
 """What the stages of a model hold and do, measured on its real modules without memory for their tensors.
 
-A stage is its layers, and what the embedding or the head adds to them; all of it grows with the sequences of a
-micro-batch. So few probes are measured (one and two layers, the first and the last layer, one and two sequences), and
-`Profile` extends them to any stage.
+A stage is its layers, all alike, and what the embedding or the head adds to them; all of it grows with the sequences
+of a micro-batch. So few probes are measured (an inner layer, the first and the last one, with one, two and four sequences),
+and `Profile` extends them to any stage. One sequence is apart: moves that copy several leave a single one where it is.
 """
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -20,9 +21,10 @@ from planning.alive import tensor_bytes
 from planning.work import Amounts, CountWork, Work
 from training.build import DTYPES
 
-PROBED_LAYERS = 4
-"""Layers of the model that probes are cut from: first, two inner ones, last."""
-FIRST, INNER, TWO_INNER, LAST = (0,), (1,), (1, 2), (3,)
+Recompute = Literal["none", "selective", "full"]
+NO_WORK = Work()
+FIRST, INNER, LAST = range(3)
+"""Layers of a model of three, each a stage of its own."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +60,13 @@ class Pass(Amounts):
     """Bytes alive after the forward pass and before the backward pass, the output included and the input not."""
     above: float = 0.0
     """The most bytes alive in either pass, less those."""
-    forward: Work = Work()
-    backward: Work = Work()
+    forward: Work = NO_WORK
+    backward: Work = NO_WORK
 
 
-Sizes = tuple[Pass, Pass]
-"""With one sequence, and with two."""
+PROBED_SEQUENCES = (1, 2, 4)
+Sizes = tuple[Pass, Pass, Pass]
+"""With so many sequences."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +76,12 @@ class Profile:
     layer_held: Held
     embedding_held: Held
     head_held: Held
-    one: Sizes
-    """One layer, which is neither the model's first nor its last."""
     layer: Sizes
-    """What a further layer adds."""
+    """A stage of one layer, which is neither the model's first nor its last."""
     embedding: Sizes
-    """What the embedding adds; `above`: of all of such a stage with one layer, from its beginning."""
+    """What the embedding adds; `above`: the most that such a stage with one layer has alive."""
     head: Sizes
-    """What final norm, head and loss add; `above`: of all of such a stage."""
+    """What final norm, head and loss add; `above`: of such a stage with one layer."""
     largest: float
     """Numbers in the largest parameter with embedding or head."""
 
@@ -93,8 +94,8 @@ class Profile:
 
     def run(self, layers: int, sequences: int, *, first: bool, last: bool) -> Pass:
         """A micro-batch of so many sequences through such a stage."""
-        one, embedding, head = (_extend(part, sequences) for part in (self.one, self.embedding, self.head))
-        stage = one + _extend(self.layer, sequences) * (layers - 1)
+        layer, embedding, head = (_extend(part, sequences) for part in (self.layer, self.embedding, self.head))
+        stage = layer * layers
         if first:
             stage += embedding
         if last:
@@ -102,7 +103,7 @@ class Profile:
         # The most is reached where the backward pass begins: what is alive there beyond the kept does not grow with
         # depth. Where logits have gone, the last layer may still need more; and the embedding's dense gradient comes
         # when all else of the micro-batch has gone.
-        above = max(head.above, one.above - head.kept) if last else one.above
+        above = max(head.above, layer.above - head.kept) if last else layer.above
         return replace(stage, above=max(above, embedding.above - stage.kept) if first else above)
 
 
@@ -111,12 +112,12 @@ class Profiler:
 
     def __init__(self, config: Config, vocab_size: int, groups: dict[int, dist.ProcessGroup] | None = None) -> None:
         """`groups`: tensor-parallel groups by size, where there are any already."""
-        self._config = config.model_copy(update={"model": config.model.model_copy(update={"layers": PROBED_LAYERS})})
+        self._config = config.model_copy(update={"model": config.model.model_copy(update={"layers": 3})})
         self._vocab_size = vocab_size
         self._groups = dict(groups or {})
-        self._profiles: dict[tuple[int, bool, str], Profile] = {}
+        self._profiles: dict[tuple[int, bool, Recompute], Profile] = {}
 
-    def profile(self, tp: int, sequence_parallel: bool, recompute: str) -> Profile:
+    def profile(self, tp: int, sequence_parallel: bool, recompute: Recompute) -> Profile:
         """Of stages with these settings, measured the first time."""
         key = (tp, sequence_parallel, recompute)
         if key not in self._profiles:
@@ -131,35 +132,25 @@ class Profiler:
 
     def _whole(self, tp: TensorParallel) -> Profile:
         with FakeTensorMode():
-            inner, two, first, last = (self._chunk(kind, tp, "none") for kind in (INNER, TWO_INNER, FIRST, LAST))
-            one, layer = self._layers(inner, two, tp)
-            begin = self._pass(first, tp, 1), self._pass(first, tp, 2)
-            end = self._pass(last, tp, 1), self._pass(last, tp, 2)
-        held = _held(two) - _held(inner)
+            inner, first, last = (self._chunk(kind, tp, "none") for kind in (INNER, FIRST, LAST))
+            layer, begin, end = (self._passes(chunk, tp) for chunk in (inner, first, last))
         return Profile(
-            layer_held=held,
-            embedding_held=_held(first) - held,
-            head_held=_held(last) - held,
-            one=one,
+            layer_held=_held(inner),
+            embedding_held=_held(first) - _held(inner),
+            head_held=_held(last) - _held(inner),
             layer=layer,
-            embedding=_added(begin, one, kept_too=True),
-            head=_added(end, one),
+            embedding=_added(begin, layer, from_start=True),
+            head=_added(end, layer),
             largest=max(p.numel() for chunk in (first, last) for p in chunk.parameters()),
         )
 
-    def _recomputed(self, tp: TensorParallel, recompute: str) -> Profile:
+    def _recomputed(self, tp: TensorParallel, recompute: Recompute) -> Profile:
         """Recompute is of layers: embedding and head are as without."""
         whole = self.profile(tp.size, tp.sequence_parallel, "none")
         with FakeTensorMode():
-            one, layer = self._layers(self._chunk(INNER, tp, recompute), self._chunk(TWO_INNER, tp, recompute), tp)
-        return replace(whole, one=one, layer=layer)
+            return replace(whole, layer=self._passes(self._chunk(INNER, tp, recompute), tp))
 
-    def _layers(self, inner: Decoder, two: Decoder, tp: TensorParallel) -> tuple[Sizes, Sizes]:
-        one = self._pass(inner, tp, 1), self._pass(inner, tp, 2)
-        layer = self._pass(two, tp, 1) - one[0]
-        return one, (layer, layer + (one[1] - one[0]))
-
-    def _chunk(self, layers: tuple[int, ...], tp: TensorParallel, recompute: str) -> Decoder:
+    def _chunk(self, layer: int, tp: TensorParallel, recompute: Recompute) -> Decoder:
         config = self._config
         spec = LinearSpec(
             tp=tp,
@@ -174,9 +165,13 @@ class Profiler:
             spec,
             vocab_size=self._vocab_size,
             length=config.training.sequence_length,
-            layers=layers,
+            layers=(layer,),
             recompute=recompute,
         )
+
+    def _passes(self, chunk: Decoder, tp: TensorParallel) -> Sizes:
+        one, two, four = (self._pass(chunk, tp, sequences) for sequences in PROBED_SEQUENCES)
+        return one, two, four
 
     def _pass(self, chunk: Decoder, tp: TensorParallel, sequences: int) -> Pass:
         training = self._config.training
@@ -186,9 +181,7 @@ class Profiler:
         here = length // tp.size if tp.sequence_parallel else length
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         hidden_BtD = torch.zeros(sequences, here, self._config.model.hidden_size, dtype=dtype)
-        loss = VocabParallelLoss(
-            self._vocab_size, tp, label_smoothing=training.label_smoothing, z_loss=training.z_loss
-        )
+        loss = VocabParallelLoss(self._vocab_size, tp, label_smoothing=training.label_smoothing, z_loss=training.z_loss)
         x = tokens_BT if chunk.embedding is not None else hidden_BtD.clone().requires_grad_()
         gradients = [parameter.grad for parameter in chunk.parameters() if parameter.grad is not None]
         with CountWork([*chunk.parameters(), *chunk.buffers(), *gradients, tokens_BT, hidden_BtD, x]) as count:
@@ -200,19 +193,22 @@ class Profiler:
 
 
 def _extend(part: Sizes, sequences: int) -> Pass:
-    one, two = part
-    many = one + (two - one) * (sequences - 1)
+    one, two, four = part
+    if sequences == 1:
+        return one
+    more = (four - two) * 0.5
+    many = two + more * (sequences - 2)
     # The most of several things: gradients of weights, as large for any micro-batch, and what grows with it.
-    return replace(many, above=max(one.above, two.above, many.above))
+    return replace(many, above=max(two.above, many.above))
 
 
-def _added(stages: Sizes, layer: Sizes, *, kept_too: bool = False) -> Sizes:
-    """What stages of one layer hold and do beyond the layer; `above` stays that of the stage, or with its kept."""
-
-    def added(stage: Pass, layer: Pass) -> Pass:
-        return replace(stage - layer, above=stage.above + (stage.kept if kept_too else 0.0))
-
-    return added(stages[0], layer[0]), added(stages[1], layer[1])
+def _added(stages: Sizes, layers: Sizes, *, from_start: bool = False) -> Sizes:
+    """What stages of one layer do beyond the layer. `above` is the whole stage's, or all that it ever has alive."""
+    one, two, four = (
+        replace(stage - layer, above=stage.above + (stage.kept if from_start else 0.0))
+        for stage, layer in zip(stages, layers, strict=True)
+    )
+    return one, two, four
 
 
 def _held(chunk: Decoder) -> Held:

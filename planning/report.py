@@ -19,8 +19,8 @@ def describe(config: Config) -> str:
     pipeline = f", {parallel.schedule}" + (f" x {parallel.chunks} chunks" if parallel.chunks > 1 else "")
     return (
         f"tp {parallel.tp}{' + sequence' if parallel.sequence_parallel else ''}, dp {parallel.dp}, pp {parallel.pp}"
-        f"{pipeline if parallel.pp > 1 else ''}, micro-batch {training.micro_batch_size}, recompute {training.recompute}, "
-        f"ZeRO-{parallel.zero_stage}"
+        f"{pipeline if parallel.pp > 1 else ''}, micro-batch {training.micro_batch_size}, "
+        f"recompute {training.recompute}, ZeRO-{parallel.zero_stage}"
     )
 
 
@@ -73,8 +73,8 @@ def parts(memory: Memory) -> dict[str, float]:
         "optimizer states": memory.moments,
         "W_hat, u, v, tables": memory.effective,
         "gradients (fp32)": memory.gradients,
-        "activations": max(0.0, memory.activations - memory.gradients),
-        "  of which logits, loss": memory.logits,
+        "activations in flight": memory.in_flight,
+        "  logits, loss of one": memory.logits,
         "receive buffers": memory.received,
         "measured steps": memory.monitor,
         **{f"peak: {name}": size for name, size in memory.phases.items()},
@@ -131,9 +131,7 @@ def _gib(size: float) -> str:
 
 def _rate(plan: Plan) -> str:
     speed = plan.speed
-    return (
-        f"{speed.tokens_per_s:,.0f} tokens/s, {speed.tokens_per_s_per_device:,.0f} per GPU, MFU {speed.mfu:.1%}"
-    )
+    return f"{speed.tokens_per_s:,.0f} tokens/s, {speed.tokens_per_s_per_device:,.0f} per GPU, MFU {speed.mfu:.1%}"
 
 
 def _length(plan: Plan, tokens: float) -> str:

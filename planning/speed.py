@@ -1,4 +1,4 @@
-"""How long a training step takes: computation, memory traffic, communication, the pipeline's bubble, the step's boundary.
+"""How long a training step takes: computation, memory traffic, communication, the pipeline's bubble, its boundary.
 
 What is done is counted (`planning.profile`); how fast is the machine's peak rates times shares of them that are stated,
 can be overridden, and are calibrated on runs that others published (`planning.published`).
@@ -12,7 +12,7 @@ from model.flops import training_flops
 from parallel.bubble import StageTimes, step_time
 from parallel.embedding import count_rows
 from planning.communication import GB, Axis, Machine, data_axis, pipeline_axis, tensor_axis
-from planning.memory import FP32, hidden_bytes, held_by, micro_batches, stages_of
+from planning.memory import FP32, held_by, hidden_bytes, micro_batches, stages_of
 from planning.profile import Held, Profile
 from planning.work import Work
 
@@ -132,7 +132,9 @@ def _boundary(held: Held, config: Config, machine: Machine) -> float:
     traffic = share * UPDATE_TRAFFIC[config.optimizer.name] + held.numbers * FP32
     traffic += held.reparametrised * BOUNDARY_TRAFFIC + held.effective
     seconds = traffic / (machine.device.bandwidth * GB * machine.memory_efficiency)
-    if config.optimizer.name == "muon":  # five Newton-Schulz steps of three products, in fp32, the matrices shared by dp
+    if (
+        config.optimizer.name == "muon"
+    ):  # five Newton-Schulz steps of three products, in fp32, the matrices shared by dp
         flops = 5 * 3 * 2 * held.hidden / (config.parallel.dp or 1) * config.model.hidden_size
         seconds += flops / (machine.device.tflops["fp32"] * 1e12 * machine.efficiency)
     return seconds
