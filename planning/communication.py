@@ -1,8 +1,8 @@
 """What ranks send each other in a training step, over which links, and how long that takes.
 
 Ranks are laid out tensor-parallel fastest, then data-, then pipeline-parallel (`parallel.topology`), and fill one node
-after another. A ring all-reduce of n bytes over r ranks moves 2 n (r - 1) / r through each of them, a gather or reduce-scatter
-half of that (Thakur et al. 2005).
+after another. A ring all-reduce of n bytes over r ranks moves 2 n (r - 1) / r through each of them, a gather or
+reduce-scatter half of that (Thakur et al. 2005).
 """
 
 from dataclasses import dataclass, replace
@@ -24,9 +24,9 @@ class Machine:
     device: Device
     nodes: int
     gpus_per_node: int
-    efficiency: float = 0.7
+    efficiency: float = 0.65
     """Of the peak rate, in matrix products."""
-    attention_efficiency: float = 0.45
+    attention_efficiency: float = 0.42
     """Of the peak rate, in fused attention: its softmax is not done by matrix units."""
     memory_efficiency: float = 0.8
     """Of the memory's bandwidth, in all else."""

@@ -1,7 +1,7 @@
 """One rank of a job of any size, built here without memory: its groups, its shards, its schedule, what it holds.
 
 The parts are the real ones: `topology.start`, `build_chunks`, `Pipeline` with torch's schedule, under process groups
-that talk to nobody (`planning.fake`). What is found is held against what the layout says, written down a second time here.
+that talk to nobody (`planning.fake`). What is found is held against what the layout says, written down once more here.
 """
 
 from collections import Counter

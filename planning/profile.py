@@ -1,8 +1,9 @@
 """What the stages of a model hold and do, measured on its real modules without memory for their tensors.
 
 A stage is its layers, all alike, and what the embedding or the head adds to them; all of it grows with the sequences
-of a micro-batch. So few probes are measured (an inner layer, the first and the last one, with one, two and four sequences),
-and `Profile` extends them to any stage. One sequence is apart: moves that copy several leave a single one where it is.
+of a micro-batch. So few probes are measured (an inner layer, the first and the last one, with one, two and four
+sequences), and `Profile` extends them to any stage. One sequence is apart: moves that copy several leave a single one
+where it is.
 """
 
 from dataclasses import dataclass, replace

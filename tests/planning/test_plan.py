@@ -1,0 +1,106 @@
+"""Layouts, times and the command line of a plan."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from typer.testing import CliRunner
+
+from launcher.cli import app
+from model.flops import training_flops
+from monitoring.devices import DEVICES
+from planning.communication import Machine, data_axis
+from planning.fake import fake_ranks
+from planning.layouts import Planner
+from planning.profile import Profiler
+from planning.work import CountWork, Work
+from tests.layouts import VOCAB, config
+
+MACHINE = Machine(DEVICES["h100"], 1, 4)
+SMALL = ("model.layers=4", "model.hidden_size=64", "training.global_batch_size=16", "training.sequence_length=64")
+
+
+def test_counted_flops_are_those_of_the_model():
+    cfg = config(1, model={"positions": "rope", "vocab_multiple": 1})
+    with fake_ranks(1):
+        run = Profiler(cfg, VOCAB).profile(1, False, "none").run(4, 3, first=True, last=True)
+    counted = run.forward.matrix_flops + run.backward.matrix_flops
+    assert counted == 3 * 16 * training_flops(cfg.model, VOCAB, 16).matrices
+
+
+def test_work_adds_up_and_scales():
+    work = Work(matrix_flops=2.0, traffic=3.0)
+    assert work + work == work * 2 == work * 3 - work
+
+
+def test_collectives_and_traffic_are_counted_views_are_not():
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with fake_ranks(2), FakeTensorMode():
+        x = torch.zeros(4, 8)
+        with CountWork([x]) as count:
+            dist.all_reduce(x)
+            (x.view(8, 4).t() + 1).mm(x.t())
+        work = count.take()
+    assert (work.reduced, work.collectives, work.traffic) == (128, 1, 256)
+    assert work.matrix_flops == 2 * 4 * 8 * 4
+    assert count.peak == 128 + 64
+
+
+def test_a_step_is_no_faster_than_its_parts_and_mfu_below_the_efficiency():
+    with fake_ranks(4):
+        plan = Planner(cfg := config(4, parallel={"tp": 2}), VOCAB, MACHINE).plan(cfg)
+    speed = plan.speed
+    assert speed.step == pytest.approx(speed.compute + speed.data.seconds + speed.boundary)
+    assert 0 < speed.mfu < MACHINE.efficiency
+
+
+def test_data_parallel_ranks_of_one_node_share_its_network():
+    cfg = config(16, parallel={"tp": 2})
+    within, across = (data_axis(1e9, cfg, replace(MACHINE, nodes=n, gpus_per_node=16 // n)) for n in (1, 4))
+    assert within.sent == across.sent == 12e9 * 7 / 8
+    assert (within.where, across.where) == ("node", "network")
+    ratio = DEVICES["h100"].link / (2 * DEVICES["h100"].network)
+    assert across.seconds / within.seconds == pytest.approx(ratio, rel=0.02)  # each call costs the same besides
+
+
+def test_what_does_not_fit_is_said_and_the_rest_is_ranked():
+    small = replace(MACHINE, gpus_per_node=2, device=replace(DEVICES["h100"], memory_gib=0.2256))
+    with fake_ranks(2):
+        found = Planner(config(2), VOCAB, small).search()
+    speeds = [plan.speed.tokens_per_s for plan in found.plans]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(plan.worst.peak <= small.usable for plan in found.plans)
+    assert all(large.memory.peak > small.usable for large in found.too_large)
+
+
+def plan(tmp_path, *arguments, data=True):
+    path = tmp_path / "run.yaml"
+    path.write_text("data: {sources: [{path: nowhere}]}\n" if data else "model: {heads: 4}\n")
+    return CliRunner().invoke(app, ["plan", str(path), *SMALL, *arguments])
+
+
+def test_the_command_plans_without_data_and_prints_json(tmp_path):
+    done = plan(tmp_path, "--gpus-per-node", "2", "--vocab-size", "256", "--json", "--top", "2", data=False)
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["configured"]["layout"]["dp"] == 2
+    assert len(found["layouts"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "h1000", "--vocab-size", "9"], "--device = h1000: must be one of"),
+        ([], "--vocab-size: must be set where the data are not"),
+        (["parallel.tp=3", "--vocab-size", "9"], "parallel.tp = 3: must divide"),
+        (["--vocab-size", "9", "--dry-run-rank", "8"], "--dry-run-rank = 8: must be a rank from 0 to 7"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path, arguments, words):
+    done = plan(tmp_path, *arguments)
+    assert done.exit_code == 2
+    assert words in done.output
+    assert done.output.strip().count("\n") == 0
