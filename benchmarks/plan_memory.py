@@ -24,6 +24,7 @@ from configs.checks import resolve
 from configs.schema import Config
 from parallel import topology as topologies
 from parallel.gradients import sum_partial_gradients
+from parallel.quiet import deepspeed
 from planning.alive import AliveBytes
 from planning.fake import fake_ranks
 from planning.memory import rank_memory
@@ -79,6 +80,7 @@ def measure(config: Config, vocab_size: int) -> dict[str, float]:
     """Most bytes of tensors alive in each phase of this rank's second step; `resident`: growth of the process."""
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     topology = topologies.start(config.parallel, "cpu")
+    deepspeed("cpu")  # what its import takes is the interpreter's
     resident = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forgets the highest resident memory so far
     found: dict[str, float] = {}

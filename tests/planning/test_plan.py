@@ -11,7 +11,7 @@ from model.flops import training_flops
 from monitoring.devices import DEVICES
 from planning.communication import Machine, data_axis
 from planning.fake import fake_ranks
-from planning.layouts import Planner
+from planning.layouts import Planner, reasons
 from planning.profile import Profiler
 from planning.work import CountWork, Work
 from tests.layouts import VOCAB, config
@@ -66,14 +66,25 @@ def test_data_parallel_ranks_of_one_node_share_its_network():
     assert across.seconds / within.seconds == pytest.approx(ratio, rel=0.02)  # each call costs the same besides
 
 
-def test_what_does_not_fit_is_said_and_the_rest_is_ranked():
-    small = replace(MACHINE, gpus_per_node=2, device=replace(DEVICES["h100"], memory_gib=0.2256))
+def search(memory_gib):
+    machine = replace(MACHINE, gpus_per_node=2, device=replace(DEVICES["h100"], memory_gib=memory_gib), headroom=0.0)
     with fake_ranks(2):
-        found = Planner(config(2), VOCAB, small).search()
+        return Planner(config(2), VOCAB, machine).search(), machine
+
+
+def test_what_does_not_fit_is_said_and_the_rest_is_ranked():
+    everything, _ = search(80)
+    peaks = sorted(plan.worst.peak for plan in everything.plans)
+    assert not everything.too_large
+    found, machine = search(peaks[len(peaks) // 2] / 2**30)
     speeds = [plan.speed.tokens_per_s for plan in found.plans]
     assert speeds == sorted(speeds, reverse=True)
-    assert all(plan.worst.peak <= small.usable for plan in found.plans)
-    assert all(large.memory.peak > small.usable for large in found.too_large)
+    assert found.too_large
+    assert len(found.plans) + len(found.too_large) == len(peaks)
+    assert all(plan.worst.peak <= machine.usable for plan in found.plans)
+    nothing, machine = [], replace(machine, device=replace(machine.device, memory_gib=0.01))
+    lines = reasons(found.too_large, nothing, machine)
+    assert any(line.startswith("tp 1, pp 1: at least 0 of 0 GiB on the only stage, in reduction") for line in lines)
 
 
 def plan(tmp_path, *arguments, data=True):
