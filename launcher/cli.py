@@ -572,7 +572,7 @@ def _sweep_on(
         typer.echo(f"{swept.study_dir}: nothing to queue{kept}")
         return
     typer.echo(
-        f"{len(swept.ids)} trials queued as job {swept.ids[0].split('_')[0]}{kept}; job {swept.compare_id} compares "
+        f"{len(swept.ids)} trial{'' if len(swept.ids) == 1 else 's'} queued as job {swept.ids[0].split('_')[0]}{kept}; job {swept.compare_id} compares "
         f"them at the end; steadytrain status {swept.study_dir}"
     )
     if swept.unwatched:

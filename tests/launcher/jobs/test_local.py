@@ -108,6 +108,7 @@ def state(job: Job) -> str:
     return standing(Path(job.run_dir), read_job(Path(job.run_dir)), Queue()).state
 
 
+@pytest.mark.slow
 def test_a_stop_and_a_killed_rank_leave_no_trace_in_what_is_trained(start, stdlib_bytes, tmp_path) -> None:
     expected = tiny(stdlib_bytes, tmp_path, 2, *SMALL, "parallel.tp=2", "run.name=expected")
     spawn(2, train, expected)

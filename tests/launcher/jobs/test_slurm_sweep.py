@@ -1,5 +1,5 @@
-"""A study as an array of jobs on a real Slurm: two trials are killed, the rerun runs only those, the report is the same
-as that of a sweep on this machine."""
+"""A study as an array of jobs on a real Slurm: trials are killed, the rerun runs only those, the report is the same as
+that of a sweep on this machine."""
 
 import json
 import signal
@@ -24,8 +24,8 @@ RECIPES: dict[str, dict] = {
     "sigma": {"model": {"reparam": {"kind": "sigma"}}},
     "qk-norm": {"model": {"qk_norm": True}},
 }
-GRIDS = {"4 trials": (2, [1e-2, 3e-2], [0]), "18 trials": (3, [1e-3, 1e-2, 3e-2], [0, 1])}
-"""Recipes, learning rates, seeds."""
+GRIDS = {"2 trials": (2, [1e-2], [0]), "18 trials": (3, [1e-3, 1e-2, 3e-2], [0, 1])}
+"""Recipes, learning rates, seeds. The smaller study has one of the trials that are killed."""
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def runs(slurm_session: Lab, stdlib_bytes: Path, tmp_path: Path) -> Runs:
     return Runs(slurm_session, stdlib_bytes, tmp_path)
 
 
-@pytest.fixture(params=["4 trials", pytest.param("18 trials", marks=pytest.mark.slow)])
+@pytest.fixture(params=["2 trials", pytest.param("18 trials", marks=pytest.mark.slow)])
 def study(request: pytest.FixtureRequest, stdlib_bytes: Path, tmp_path: Path) -> Path:
     recipes, learning_rates, seeds = GRIDS[request.param]
     path = tmp_path / "study.yaml"
@@ -66,32 +66,33 @@ def site(tmp_path: Path) -> Path:
 
 def test_a_study_as_an_array(runs: Runs, study: Path, site: Path, tmp_path: Path) -> None:
     folder = tmp_path / "slurm" / "small"
-    trials = len(load_study(study).trials)
+    names = [trial.config.run.name for trial in load_study(study).trials]
+    trials, killed = len(names), [name for name in KILLED if any(known.endswith(name) for known in names)]
     sweep = ["sweep", str(study), "--cluster", str(site), "--tasks-per-node", "1", f"run.dir={folder.parent}"]
     first = runs.command(*sweep, "--jobs", "2")  # the trial killed second begins when the first two are over
     assert first.returncode == 0, first.stderr
     assert f"{trials} trials queued as job" in first.stdout
     again = runs.command(*sweep)
     assert "nothing to queue" in again.stdout and f"{trials} under way" in again.stdout
-    for name in KILLED:
+    for name in killed:
         until(lambda name=name: len(ranks_of(folder / "trials" / name)) == 1, 300, f"{name} has begun")
         ranks_of(folder / "trials" / name)[0].send_signal(signal.SIGKILL)
     wait_for_report(runs, folder)
-    assert sorted(path.parent for path in folder.rglob("failure.json")) == sorted(folder / "trials" / n for n in KILLED)
-    failure = json.loads((folder / "trials" / KILLED[0] / "failure.json").read_text())
+    assert sorted(path.parent for path in folder.rglob("failure.json")) == sorted(folder / "trials" / n for n in killed)
+    failure = json.loads((folder / "trials" / killed[0] / "failure.json").read_text())
     assert "killed by SIGKILL" in failure["reason"]
     finished = len(list((folder / "trials").rglob("summary.json")))
-    assert finished == trials - 2
-    assert f"Not complete: 2 of {trials} trials have no result yet" in (folder / "report.html").read_text()
+    assert finished == trials - len(killed)
+    assert f"Not complete: {len(killed)} of {trials} trials have no result yet" in (folder / "report.html").read_text()
 
     (folder / "report.html").unlink()
     rerun = runs.command(*sweep)
     assert rerun.returncode == 0, rerun.stderr
-    assert "2 trials queued as job" in rerun.stdout and f"{trials - 2} have a result" in rerun.stdout
+    assert f"{len(killed)} trial" in rerun.stdout and f"{trials - len(killed)} have a result" in rerun.stdout
     wait_for_report(runs, folder)
     tried = {path: len(attempts(path)) for path in (folder / "trials").rglob("job")}
     twice = {path.parent.relative_to(folder / "trials").as_posix() for path, count in tried.items() if count == 2}
-    assert twice == set(KILLED)
+    assert twice == set(killed)
     assert len(tried) == trials and set(tried.values()) == {1, 2}
 
     local = tmp_path / "local" / "small"

@@ -70,7 +70,11 @@ def test_everything_that_git_tracks_in_the_packages_is_there_and_nothing_else(ta
 def test_packages_and_kinds_of_files_are_those_of_the_distribution():
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     packages = {name.rstrip("*") for name in setuptools["packages"]["find"]["include"]}
-    assert set(snapshot.PACKAGES) == packages - {"cluster", "examples", "planning"}  # a job needs no Slurm of its own, and no plan
+    assert set(snapshot.PACKAGES) == packages - {
+        "cluster",
+        "examples",
+        "planning",
+    }  # a job needs no Slurm of its own, and no plan
     assert set(snapshot.SUFFIXES) == {".py", *(name.lstrip("*") for name in setuptools["package-data"]["*"])}
 
 

@@ -198,12 +198,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def pairs() -> list[Any]:
-    """Every layout from every layout: two sources of every second target at once, the others when there is time."""
+    """Every layout from every layout: two sources of every fourth target at once, the others when there is time."""
     cases = []
     for index, target in enumerate(LAYOUTS):
         ring = [*LAYOUTS][index:] + [*LAYOUTS][:index]
         some = [ring[3], ring[6]]
-        marks = () if index % 2 == 0 else pytest.mark.slow
+        marks = () if index % 4 == 0 else pytest.mark.slow
         cases.append(pytest.param(target, some, id=f"{target} from {' and '.join(some)}", marks=marks))
         others = [name for name in ring if name not in some]
         cases.append(pytest.param(target, others, id=f"{target} from all others", marks=pytest.mark.slow))
