@@ -571,10 +571,8 @@ def _sweep_on(
     if swept.compare_id is None:
         typer.echo(f"{swept.study_dir}: nothing to queue{kept}")
         return
-    typer.echo(
-        f"{len(swept.ids)} trial{'' if len(swept.ids) == 1 else 's'} queued as job {swept.ids[0].split('_')[0]}{kept}; job {swept.compare_id} compares "
-        f"them at the end; steadytrain status {swept.study_dir}"
-    )
+    queued = f"{len(swept.ids)} trial{'' if len(swept.ids) == 1 else 's'} queued as job {swept.ids[0].split('_')[0]}"
+    typer.echo(f"{queued}{kept}; job {swept.compare_id} compares them at the end; steadytrain status {swept.study_dir}")
     if swept.unwatched:
         typer.echo("stopping: is for a sweep on this machine, which looks on; on a cluster every trial runs to its end")
 

@@ -28,7 +28,7 @@ IN_THE_FINGERPRINT = ("training.seed", "training.sequence_length")
 MAY_CHANGE = (
     "parallel.*, training.steps, micro_batch_size, precision, recompute, compile, eval_interval, eval_samples and "
     "device, optimizer.lr, betas, eps, weight_decay, clip, muon_momentum, sam_rho and qk_clip, schedule.*, "
-    "monitoring.*, stability.*, alerts.*, checkpoint.*, tracking.*, run.*, init_from, data.prefetch, and "
+    "monitoring.*, stability.*, alerts.*, checkpoint.*, profile.*, tracking.*, run.*, init_from, data.prefetch, and "
     "data.sources.*.path for a copy of the same data"
 )
 
