@@ -19,6 +19,21 @@ def megatron_parallel_state() -> ModuleType:
     return parallel_state
 
 
+def megatron_mappings() -> ModuleType:
+    """megatron-core's collectives with gradients, imported as quietly: who imports them again hears nothing."""
+    with warnings.catch_warnings(), compiling_later():
+        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
+        from megatron.core.tensor_parallel import mappings
+    return mappings
+
+
+def old_names_of_collectives() -> None:
+    """Torch 2.13 warns of the names that its collectives had so far, which DeepSpeed uses and older torches know."""
+    warnings.filterwarnings(
+        "ignore", message=r".*`torch\.distributed\.\w+_tensor` is deprecated", category=FutureWarning
+    )
+
+
 def deepspeed(device_type: str) -> ModuleType:
     """DeepSpeed for `cpu` or `cuda`, its log of information off, without the CPU op it would compile first (19 s)."""
     os.environ.setdefault("DS_ACCELERATOR", device_type)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from configs.errors import ConfigError
 from parallel.clock import SILENT, Clock, clock_for
-from parallel.quiet import megatron_parallel_state
+from parallel.quiet import megatron_mappings, megatron_parallel_state, old_names_of_collectives
 
 if TYPE_CHECKING:
     from configs.schema import ParallelConfig
@@ -81,6 +81,9 @@ def start(config: ParallelConfig, device: str = "auto", *, timed: bool = False) 
             f"parallel.tp x parallel.pp x parallel.dp = {config.tp} x {config.pp} x {dp_size}: "
             f"must equal the number of processes, {world_size}"
         )
+    old_names_of_collectives()
+    if config.tp > 1:
+        megatron_mappings()
     state = megatron_parallel_state()
     state.initialize_model_parallel(
         tensor_model_parallel_size=config.tp,

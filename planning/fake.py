@@ -14,9 +14,11 @@ def fake_ranks(world_size: int, rank: int = 0) -> Iterator[None]:
     """
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from parallel.quiet import megatron_parallel_state
+    from parallel.quiet import megatron_mappings, megatron_parallel_state, old_names_of_collectives
 
     assert not dist.is_initialized(), "a process has one world"
+    old_names_of_collectives()
+    megatron_mappings()
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield
