@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 from rich.table import Table
 
 
@@ -101,14 +102,20 @@ def save(path: Path, name: str, rows: list[dict[str, Any]], **more: Any) -> None
 
 
 def table(title: str, rows: Sequence[Mapping[str, object]]) -> Table:
-    """Rows as a table: a column per key of the first; floats with four digits, None as a dash."""
+    """Rows as a table: a column per key of any of them; floats with four digits, None or nothing as a dash."""
     made = Table(title=title)
-    columns = list(rows[0]) if rows else []
+    columns = list({column: None for row in rows for column in row})
     for column in columns:
-        made.add_column(column, justify="left" if isinstance(rows[0][column], str) else "right")
+        made.add_column(column, justify="left" if isinstance(rows[0].get(column), str) else "right")
     for row in rows:
-        made.add_row(*(_cell(row[column]) for column in columns))
+        made.add_row(*(_cell(row.get(column)) for column in columns))
     return made
+
+
+def console() -> Console:
+    """Where tables go: a terminal as wide as it is, a file wide enough for any of them."""
+    terminal = Console(highlight=False)
+    return terminal if terminal.is_terminal else Console(highlight=False, width=220)
 
 
 def _cell(value: object) -> str:

@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.harness import Timing
@@ -64,13 +63,14 @@ def main() -> None:
     """Measure every cell and print the tables."""
     arguments = parse()
     torch.set_num_threads(1)
-    console = Console(highlight=False, width=160)
+    console = harness.console()
     rate = product_rate()
     console.print(f"{harness.machine()}; a matrix product does {rate / 1e9:.0f} GFLOP/s")
     rows = []
     for cell in grid(arguments):
         rows.append(measure(cell, arguments, rate))
         console.print(line(cell, rows[-1]))
+        harness.save(arguments.json, "reparametrisation", rows, memory=[], product_flops_per_second=rate)
     memory = [remember(cell) for cell in memory_cells(arguments)]
     console.print(harness.table("Time of a step, over plain linears: median (quartiles)", [cells(row) for row in rows]))
     if memory:

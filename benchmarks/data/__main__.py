@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.data.loader import SEQUENCE_LENGTH, run_loader
@@ -42,7 +41,7 @@ def main() -> None:
     """Measure, print and save."""
     arguments = _arguments()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    console, found = Console(), {}
+    console, found = harness.console(), {}
     for part in arguments.parts:
         rows = found[part] = []
         for row in {"prepare": _prepare, "loader": _loader}[part](arguments):

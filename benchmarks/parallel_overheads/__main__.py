@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 
 from benchmarks import harness
 from benchmarks.parallel_overheads import bubbles, layouts
@@ -39,7 +38,7 @@ PARTS = ("bubbles", "layouts", "scaling")
 def main() -> None:
     """Measure, print and save."""
     arguments = _arguments()
-    console, found = Console(), {}
+    console, found = harness.console(), {}
     for part in arguments.parts:
         rows = found[part] = []
         for row in {"bubbles": _bubbles, "layouts": _layouts, "scaling": _scaling}[part](arguments):

@@ -35,9 +35,9 @@ class Cell:
     micro_batches: int
     unit: float
     """Seconds of a sleeping rank's forward of a micro-batch; both parts of its backward take the same. 0: compute."""
-    width: int = 512
+    width: int = 1024
     sequences: int = 4
-    length: int = 64
+    length: int = 128
     depth: int = 4
     """Layers of a computing rank."""
 
