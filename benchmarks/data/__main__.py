@@ -24,7 +24,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks import harness
 from benchmarks.data.loader import SEQUENCE_LENGTH, run_loader
 from benchmarks.data.preparation import encoder_loop, preparing, train_tokenizer

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 from benchmarks import harness
 from benchmarks.parallel_overheads import bubbles, layouts
 from benchmarks.parallel_overheads.bubbles import CHUNKS, Cell
