@@ -256,7 +256,8 @@ class MonitoringConfig(Section):
     records: int = Field(20, ge=0)
     """Most forensic records of one run; later alarms are events only."""
     time_split: bool = True
-    """Tell in every line of metrics.jsonl what the step's time went to (`time/forward`, ...), on the logging rank."""
+    """Tell what the steps' time went to (`time/forward`, ..., a mean) in the lines of measured and evaluated steps; on
+    the logging rank."""
     pictures: bool = True
     """Draw the run (loss, entropy, logits, tokens, spectra) when it has ended, a second or two."""
 

@@ -26,7 +26,9 @@ def load(path: Path, overrides: Sequence[str], vocab_size: int | None) -> tuple[
 
     Raises ConfigError, also where the vocabulary cannot be known.
     """
-    named = "data" in read(path).values or any(override.startswith("data.") for override in overrides)
+    named = "sources" in (read(path).values.get("data") or {}) or any(
+        override.startswith("data.sources") for override in overrides
+    )
     if not named and vocab_size is None:
         raise ConfigError(f"{path}: data.sources: not set; give --vocab-size to plan without data")
     loaded = load_with_origins(path, overrides if named else [*overrides, NO_DATA])

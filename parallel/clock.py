@@ -44,6 +44,9 @@ class Clock:
         """End a lap, outside of all parts, and begin the next. Returns seconds by part; None where none are known."""
         return None
 
+    def restart(self) -> None:
+        """Begin a lap, outside of all parts: what was before it is in none."""
+
 
 SILENT = Clock()
 
@@ -68,6 +71,9 @@ class HostClock(Clock):
         self._charge()
         spent, self._spent = self._spent, dict.fromkeys(PARTS, 0.0)
         return spent
+
+    def restart(self) -> None:
+        self.lap()
 
     def begin(self, name: Part) -> None:
         """Enter a part; left by `end`."""
@@ -125,6 +131,11 @@ class DeviceClock(HostClock):
         # The last event is where the lap after it begins: not free yet.
         self._free += [event for _, event in finished[:-1]]
         return spent
+
+    def restart(self) -> None:
+        assert not self._outer, "a lap begins outside of all parts"
+        self._charge()
+        self._finished, self._marks = [], self._marks[-1:]
 
     def _charge(self) -> None:
         event = self._free.pop() if self._free else self._make()

@@ -168,11 +168,14 @@ class Engine:
 
     def _make_moments(self) -> None:
         """Make Adam's state now: left to the first step, DeepSpeed would link the first group's parameters only."""
+        counts_each = isinstance(self._optimizer.optimizer, torch.optim.AdamW)
         for group in self._optimizer.optimizer.param_groups:
+            if not counts_each:  # apex's FusedAdam counts by group, from its first step: a resumed one begins elsewhere
+                group["step"] = 0
             for flat in group["params"]:
                 state = self._optimizer.optimizer.state[flat]
                 state |= {key: torch.zeros_like(flat) for key in adam.MOMENTS}
-                if isinstance(self._optimizer.optimizer, torch.optim.AdamW):
+                if counts_each:
                     state["step"] = torch.zeros((), device=flat.device if group["fused"] else "cpu")
         # Private: links each parameter to its fragment of the flat state; `test_state.py` names it.
         self._optimizer._lazy_init_hp_params_optimizer_state()
@@ -262,7 +265,7 @@ class Engine:
         return torch.where(square.isfinite(), square.sqrt(), math.inf)
 
     def _assert_equal_group_counts(self, optimizer: torch.optim.Optimizer) -> None:
-        """DeepSpeed reduces the norm once per parameter group over all model ranks: a missing group would hang."""
+        """Optimizers that need whole tensors reduce once per parameter group: a missing group would hang."""
         count = torch.tensor([len(optimizer.param_groups)], device=self._topology.device)
         least = count.clone()
         dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._topology.model_group)

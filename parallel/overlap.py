@@ -45,7 +45,10 @@ class OverlappedProduct(torch.autograd.Function):
 
 
 def _product(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
-    """Their product in `dtype`: of bf16 factors without a rounding to bf16 before fp32, where a kernel does that."""
-    if a.is_cuda and (a.dtype, dtype) == (torch.bfloat16, torch.float32):
+    """Their product in `dtype`: of bf16 factors without a rounding to bf16 before fp32, where a kernel does that.
+
+    ROCm's products give the type of their factors only.
+    """
+    if a.is_cuda and torch.version.hip is None and (a.dtype, dtype) == (torch.bfloat16, torch.float32):
         return torch.mm(a, b, out_dtype=dtype)
     return torch.mm(a, b).to(dtype)

@@ -89,7 +89,7 @@ class SpectralReparam:
 
     @torch.no_grad()
     def pull_back(self) -> None:
-        """dL/dW_hat, accumulated in `weight.grad`, becomes dL/dW; dL/dgamma is added. One all-reduce."""
+        """dL/dW_hat, accumulated in `weight.grad`, becomes dL/dW; dL/dgamma is set. One all-reduce."""
         if self._reparametrised is None:
             return
         stack = self._reparametrised.stack

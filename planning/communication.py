@@ -79,7 +79,7 @@ def tensor_axis(reduced: float, gathered: float, collectives: float, config: Con
     """All-reduces and gathers of the layers of one rank's step."""
     tp = config.parallel.tp
     sent = (2 * reduced + gathered) * (tp - 1) / tp
-    return _axis(sent, collectives if tp > 1 else 0, machine.bandwidth(tp, tp), machine, tp)
+    return _axis(sent, collectives if tp > 1 else 0, machine.bandwidth(min(tp, machine.gpus_per_node), tp), machine, tp)
 
 
 def data_axis(numbers: float, config: Config, machine: Machine) -> Axis:
@@ -87,7 +87,7 @@ def data_axis(numbers: float, config: Config, machine: Machine) -> Axis:
     tp, dp = config.parallel.tp, config.parallel.dp or 1
     sent = 3 * FP32 * numbers * (dp - 1) / dp
     calls = 3 * (1 + numbers // 50_000_000) if dp > 1 else 0
-    return _axis(sent, calls, machine.bandwidth(machine.gpus_per_node // tp, tp * dp), machine, tp * dp)
+    return _axis(sent, calls, machine.bandwidth(max(1, machine.gpus_per_node // tp), tp * dp), machine, tp * dp)
 
 
 def pipeline_axis(hidden_bytes: float, micro_batches: int, config: Config, machine: Machine) -> Axis:

@@ -63,6 +63,11 @@ class Mismatch(AssertionError):
     """What was built is not what the layout says: a mistake of the program, not of the user."""
 
 
+def _uncompiled(config: Config) -> Config:
+    """Tensors without memory cannot be given to compiled code."""
+    return config.model_copy(update={"training": config.training.model_copy(update={"compile": False})})
+
+
 def dry_run(config: Config, vocab_size: int, rank: int) -> DryRun:
     """Build and check one rank of a resolved configuration. Raises Mismatch."""
     parallel = config.parallel
@@ -72,7 +77,7 @@ def dry_run(config: Config, vocab_size: int, rank: int) -> DryRun:
         topology = topologies.start(parallel, "cpu")
         groups = _check_groups(topology, config, rank)
         with FakeTensorMode():
-            chunks = build_chunks(config, topology, vocab_size)
+            chunks = build_chunks(_uncompiled(config), topology, vocab_size)
             pipeline = build_pipeline(config, topology, chunks, vocab_size)
             layers = _check_shards(chunks, config, topology, vocab_size)
             held = _check_memory(chunks, config, topology, vocab_size)

@@ -74,7 +74,7 @@ class CountWork(AliveBytes):
 def _work_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Work:
     domain, _, name = func._schema.name.partition("::")
     inputs, outputs = list(tensors_in((args, tuple(kwargs.values())))), list(tensors_in(result))
-    if domain == "c10d":
+    if domain in ("c10d", "_c10d_functional"):
         return _collective(name, max((size_of(tensor) for tensor in inputs), default=0))
     if domain != "aten" or name in FREE or not outputs:
         return Work()
@@ -88,7 +88,7 @@ def _work_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: 
 
 
 def _collective(name: str, size: int) -> Work:
-    if name.startswith("allreduce"):
+    if name.startswith(("allreduce", "all_reduce")):
         return Work(reduced=size, collectives=1)
     return Work(gathered=size, collectives=1) if "gather" in name or "scatter" in name else Work()
 

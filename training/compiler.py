@@ -16,7 +16,8 @@ def require_compiler(device: torch.device) -> None:
         torch.compile(_small, dynamic=False)(torch.ones(64, device=device))
     except BackendCompilerFailed as error:
         needs = "a C++ compiler (g++)" if device.type == "cpu" else "triton and a C compiler (gcc)"
-        reason = str(error.inner_exception).splitlines()[0]
+        cause = error.inner_exception
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
         raise ConfigError(
             f"training.compile = true: torch.compile does not work on this machine; it needs {needs}: {reason}"
         ) from error

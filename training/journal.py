@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from types import TracebackType
@@ -50,7 +51,8 @@ class Journal:
         self._progress = TrainingProgress(config.run.name, config.training.steps, enabled=enabled)
         self._tokens_per_step = config.training.global_batch_size * config.training.sequence_length
         self._started = time.perf_counter()
-        self._laps: list[Mapping[Part, float]] = []
+        self._spent: Counter[Part] = Counter()  # seconds of the steps since the last line that told them
+        self._laps = 0
         self._last: dict[str, float] = resumed.journal["last"] if resumed else {}
         self._initial_loss: float = resumed.journal["initial_loss"] if resumed else math.nan
         self._first_step = self._steps = resumed.step if resumed else 0
@@ -106,7 +108,9 @@ class Journal:
         if self._recorder is not None:
             tokens = step * self._tokens_per_step
             line = {"tokens": tokens, "loss": loss, "grad_norm": grad_norm, "lr": lr, "tokens_per_s": tokens_per_s}
-            self._laps.append(split or {})
+            if split is not None:
+                self._spent.update(split)
+                self._laps += 1
             times = self._mean_split() if extra else {}  # lines with more than every step's numbers; others stay short
             self._recorder.log(step, **line, **rates, **more, **extra, **times)
             if measured is not None:
@@ -115,9 +119,10 @@ class Journal:
 
     def _mean_split(self) -> dict[str, float]:
         """Seconds per step that each part of the steps since the last such line took."""
-        laps, self._laps = self._laps, []
-        parts = {part: None for lap in laps for part in lap}  # in their order
-        return {f"time/{part}": round(sum(lap.get(part, 0.0) for lap in laps) / len(laps), 6) for part in parts}
+        times = {f"time/{part}": round(spent / self._laps, 6) for part, spent in self._spent.items()}
+        self._spent.clear()
+        self._laps = 0
+        return times
 
     def event(self, step: int, kind: str, reason: str, **details: Any) -> None:
         """Record what the watch has to say of update `step`."""
@@ -133,6 +138,7 @@ class Journal:
     def rolled_back(self, step: int, back: Resumed, reason: str) -> None:
         """Record that training goes on from a checkpoint; lines of later steps go."""
         self._last, self._steps = back.journal["last"], back.step
+        self._mean_split()  # of steps that are undone
         if self._recorder is not None:
             self._recorder.rollback(back.step)
         self.event(step, "rollback", f"{reason}; {back.message}", to=back.step)

@@ -57,10 +57,10 @@ class Profiler:
             self._running = profile(activities=activities)
             self._running.start()
 
-    def _finish(self) -> None:
-        """Write the trace; a disk that is full costs the trace, not the run."""
+    def _finish(self, *, wait: bool = True) -> None:
+        """Write the trace; a disk that is full costs the trace, not the run. After an error there is no `wait`."""
         assert self._running is not None
-        if self._on_cuda:
+        if self._on_cuda and wait:
             torch.cuda.synchronize()  # what the steps have queued belongs to them
         traced, self._running = self._running, None
         traced.stop()
@@ -88,6 +88,6 @@ class Profiler:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._running is not None:
-            self._finish()
+            self._finish(wait=kind is None)
         if self._tells and kind is None:
             print(self._outcome)  # noqa: T201 (asked for on the command line)

@@ -84,7 +84,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
         if resumed is not None and (undone := rewinds.unfinished) is not None:
             journal.rolled_back(undone.spike + 1, resumed, undone.reason)
             rewinds = complete(rewinds, config, topology)
-        clock.lap()  # what was before the first step is no step's time
+        clock.restart()  # what was before the first step is no step's time
         while step < steps:
             profiler.before(step + 1)
             started, stop.step = time.perf_counter(), step + 1
@@ -156,6 +156,7 @@ def run(config: Config, topology: Topology, stop: Stop) -> Summary:
                     journal.rolled_back(step + 1, back, decision.reason)
                     rewinds = complete(rewinds, config, topology)
                     step, val_loss = back.step, back.val_loss
+                    clock.restart()
                     continue
                 reason = f"{decision.reason}; no good checkpoint from before it"
                 decision = replace(decision, action="stop", reason=reason)

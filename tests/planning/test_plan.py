@@ -49,6 +49,24 @@ def test_collectives_and_traffic_are_counted_views_are_not():
     assert count.peak == 128 + 64
 
 
+def test_a_sum_that_is_only_started_is_counted():
+    """What overlaps with the weight gradient goes by other operations."""
+    import torch
+    import torch.distributed as dist
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from parallel.regions import start_sum
+    from parallel.topology import TensorParallel
+
+    with fake_ranks(2), FakeTensorMode():
+        x_BTD = torch.zeros(1, 4, 8)
+        for sequence_parallel, told in ((False, (128, 0)), (True, (0, 128))):
+            with CountWork([x_BTD]) as count:
+                start_sum(x_BTD, TensorParallel(dist.group.WORLD, 0, 2, sequence_parallel))()
+            work = count.take()
+            assert (work.reduced, work.gathered, work.collectives) == (*told, 1)
+
+
 def test_a_step_is_no_faster_than_its_parts_and_mfu_below_the_efficiency():
     with fake_ranks(4):
         plan = Planner(cfg := config(4, parallel={"tp": 2}), VOCAB, MACHINE).plan(cfg)
