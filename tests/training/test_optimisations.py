@@ -50,7 +50,13 @@ def assert_same_bits(actual: Trace, expected: Trace) -> None:
             assert torch.equal(ours[name], gradient), name
 
 
-@pytest.mark.parametrize("layout", [ONE, TP2_PP2], ids=["one process", "tp2 pp2, sequence parallel"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        pytest.param(ONE, id="one process"),
+        pytest.param(TP2_PP2, id="tp2 pp2, sequence parallel", marks=pytest.mark.slow),
+    ],
+)
 def test_recompute_and_prefetch_change_no_bit(layout: tuple) -> None:
     plain = trained(settings(layout, micro_batch_size=2))
     for kind in ("selective", "full"):

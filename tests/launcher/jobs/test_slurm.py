@@ -51,6 +51,7 @@ def assert_as_uninterrupted(runs: Runs, run: Run, through: Config) -> None:
     assert_same_bits(ours, through)
 
 
+@pytest.mark.slow
 def test_two_nodes_of_two_tasks_train_what_one_machine_trains(runs: Runs) -> None:
     layout = ["parallel.tp=2", "parallel.pp=2", "training.steps=30"]
     run = runs.submit("grid", *layout, options=("--nodes", "2", "--tasks-per-node", "2"))

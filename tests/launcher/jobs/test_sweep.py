@@ -53,7 +53,7 @@ def test_a_part_of_a_study_is_queued_and_its_stopping_rule_said_to_be_idle(slurm
     arguments = ["--cluster", "site.yaml", "tracking.kind=none", "--learning-rates", "1e-2"]
     result = CliRunner().invoke(app, ["sweep", "study.yaml", *arguments])
     assert result.exit_code == 0
-    assert "1 trials queued as job 100" in result.stdout and "on a cluster every trial runs to its end" in result.stdout
+    assert "1 trial queued as job 100" in result.stdout and "on a cluster every trial runs to its end" in result.stdout
     assert [path.parent.parent for path in STUDY_DIR.rglob("job.json")] == [
         STUDY_DIR / "trials/plain/d32/lr-1e-02/seed-0"
     ]

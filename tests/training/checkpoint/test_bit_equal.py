@@ -34,7 +34,6 @@ LAYOUTS = {
         ["parallel.tp=2", "training.micro_batch_size=4", "training.recompute=full"],
     ),
 }
-QUICK_RECIPES = ("layerscale",)
 KINDS = {"sigmaReparam": [], "pre-LN": ["model.reparam.kind=none"]}
 QUICK = [
     ("one process", "fp32", "sigmaReparam"),
@@ -73,9 +72,8 @@ def test_stopped_and_resumed_equals_never_stopped(
     compare(stdlib_bytes, tmp_path, world_size, changes, STOP, LAST)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK_RECIPES else pytest.mark.slow) for name in RECIPES]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_resumes_bit_equally(stdlib_bytes: Path, tmp_path: Path, name: str) -> None:
     shared = ["checkpoint.interval=4", "monitoring.interval=2", "training.eval_samples=16", "training.precision=bf16"]
     compare(stdlib_bytes, tmp_path, 4, [*shared, *LAYOUTS["tp2 pp2"][1], *overrides(name)], 4, 10)

@@ -47,7 +47,12 @@ LAYOUTS = {
     "tp2 pp2": (4, ["parallel.tp=2", "parallel.pp=2"]),
     "interleaved": (2, ["parallel.pp=2", "parallel.schedule=interleaved_1f1b"]),
 }
-JOURNEYS = [("one process", "tp2 pp2"), ("tp2", "tp2"), ("tp2 pp2", "interleaved"), ("tp2 pp2", "one process")]
+JOURNEYS = [
+    ("tp2", "tp2"),
+    ("tp2 pp2", "one process"),
+    pytest.param("one process", "tp2 pp2", marks=pytest.mark.slow),
+    pytest.param("tp2 pp2", "interleaved", marks=pytest.mark.slow),
+]
 BOUND = 1e-6
 """Of the validation loss, relative, between two layouts: fp32 sums in another order. Within a layout it is equal."""
 
