@@ -7,7 +7,6 @@ of the process, and a search in the index (whose numbers are not aligned) a copy
 import hashlib
 import os
 import struct
-import warnings
 import weakref
 from bisect import bisect_right
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 
 from configs.errors import DataError
 from data.manifest import FileRecord, SplitRecord
-from parallel.quiet import compiling_later
+from parallel.quiet import importing_megatron
 
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 MAGIC = b"MMIDIDX\x00\x00"
@@ -141,7 +140,6 @@ def _settle(path: Path) -> FileRecord:
 
 
 def _megatron() -> ModuleType:
-    with warnings.catch_warnings(), compiling_later():
-        warnings.filterwarnings("ignore", message="Transformer Engine and Apex are not installed")
+    with importing_megatron():
         from megatron.core.datasets import indexed_dataset
     return indexed_dataset

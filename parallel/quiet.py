@@ -11,18 +11,27 @@ from types import ModuleType
 from typing import Any
 
 
-def megatron_parallel_state() -> ModuleType:
-    """megatron-core's process-group registry, imported without its warnings about Transformer Engine and apex."""
+@contextmanager
+def importing_megatron() -> Iterator[None]:
+    """Parts of megatron-core imported inside neither warn about Transformer Engine and apex nor compile anything.
+
+    Who imports them again, anywhere, hears nothing.
+    """
     with warnings.catch_warnings(), compiling_later():
-        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
+        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed")
+        yield
+
+
+def megatron_parallel_state() -> ModuleType:
+    """megatron-core's process-group registry."""
+    with importing_megatron():
         from megatron.core import parallel_state
     return parallel_state
 
 
 def megatron_mappings() -> ModuleType:
-    """megatron-core's collectives with gradients, imported as quietly: who imports them again hears nothing."""
-    with warnings.catch_warnings(), compiling_later():
-        warnings.filterwarnings("ignore", message=".*Transformer Engine and Apex are not installed.*")
+    """megatron-core's collectives with gradients."""
+    with importing_megatron():
         from megatron.core.tensor_parallel import mappings
     return mappings
 

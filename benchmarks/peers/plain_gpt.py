@@ -1,4 +1,4 @@
-"""A GPT-2 in plain PyTorch, with the training loop that nanoGPT made usual.
+"""A GPT-2 in plain PyTorch.
 
 Shapes: B batch, T sequence, D width, V vocabulary, H heads, K head size.
 """
@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.peers.autocast import autocast
-from benchmarks.peers.task import BETAS, CLIP, EPSILON, LEARNING_RATE, WEIGHT_DECAY, Task, TokenArray
+from benchmarks.peers.loop import Loop
+from benchmarks.peers.task import Task
 
 
 class Block(nn.Module):
@@ -65,32 +65,9 @@ def _initialise(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=0.02)
 
 
-class PlainLoop:
-    """The loop: AdamW with decay of matrices only, whose fused form nanoGPT takes on CUDA and not on CPUs."""
+class PlainLoop(Loop):
+    """The loop around this GPT."""
 
     def __init__(self, task: Task) -> None:
         torch.manual_seed(task.seed)
-        self.model = PlainGpt(task)
-        self._tokens = TokenArray(task)
-        self._precision = task.precision
-        matrices = [p for p in self.model.parameters() if p.ndim >= 2]
-        vectors = [p for p in self.model.parameters() if p.ndim < 2]
-        groups = [{"params": matrices, "weight_decay": WEIGHT_DECAY}, {"params": vectors, "weight_decay": 0.0}]
-        self._optimizer = torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=BETAS, eps=EPSILON)
-        self._step = 0
-
-    def step(self) -> float:
-        """One step of training; see `Contender`."""
-        tokens_BT, targets_BT = self._tokens.batch(self._step)
-        with autocast(self._precision):
-            loss = self.model(tokens_BT, targets_BT)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), CLIP)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._step += 1
-        return loss.item()
-
-    def parameters(self) -> int:
-        """Parameters of the model."""
-        return sum(p.numel() for p in self.model.parameters())
+        super().__init__(task, PlainGpt(task))
