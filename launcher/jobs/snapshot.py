@@ -11,7 +11,9 @@ from configs.atomic import write_atomically
 from configs.load import dump
 from configs.schema import Config
 
-PACKAGES = ("comparison", "configs", "data", "launcher", "model", "monitoring", "parallel", "stability", "training")
+PACKAGES = (
+    "comparison", "configs", "data", "formats", "launcher", "model", "monitoring", "parallel", "stability", "training",
+)  # fmt: skip
 SUFFIXES = (".py", ".yaml", ".j2")
 """What the packages consist of; in a checkout, a folder such as data/ may also hold datasets of the user's."""
 CODE, CONFIG = "code", "config.yaml"

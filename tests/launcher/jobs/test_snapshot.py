@@ -73,8 +73,10 @@ def test_packages_and_kinds_of_files_are_those_of_the_distribution():
     assert set(snapshot.PACKAGES) == packages - {
         "cluster",
         "examples",
+        "exchange",
+        "inference",
         "planning",
-    }  # a job needs no Slurm of its own, and no plan
+    }  # a job needs no Slurm of its own and no plan, and leaves its model to others
     assert set(snapshot.SUFFIXES) == {".py", *(name.lstrip("*") for name in setuptools["package-data"]["*"])}
 
 

@@ -1,0 +1,148 @@
+"""A checkpoint as plain weights, one tensor at a time: whole whatever the layout was, gamma / sigma folded in.
+
+Nothing of the training's size is built: no process group, no model, no GPU. Memory holds the tensor asked for.
+
+Shapes: K matrices packed in one weight; O out-features of a projection, I in-features.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from torch import Tensor
+
+from configs.errors import CheckpointError
+from configs.schema import Config
+from model import attention, feedforward
+from training.checkpoint import store
+from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest
+
+PARAMETERS, SPECTRA = "model/", "spectral/"
+SHARDING = "DCP_SHARDING_INFO"
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One rank's part of a tensor: the file that holds it, and where in the whole it begins and ends."""
+
+    file: Path
+    place: tuple[slice, ...]
+
+
+class PlainWeights:
+    """Parameters of a checkpoint under their names in the model; a packed weight is a tensor per projection.
+
+    Names are those of `Decoder.named_parameters` with the projection behind a slash where several are stacked
+    (`layers.0.attention.qkv.weight/q`); gammas are folded and have no name here. Tables of tokens have their padding
+    rows still: who knows the tokenizer cuts them off.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        """`folder`: a checkpoint that was verified. Raises: CheckpointError if this version cannot read its config."""
+        self.folder, self.manifest = folder, manifest
+        try:
+            self.config = Config.model_validate(manifest.config)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise CheckpointError(f"{folder}: of another version of steadytrain: {where}: {first['msg']}") from None
+        self._parts = _parts(folder, manifest)
+
+    @property
+    def names(self) -> list[str]:
+        """Every parameter, gammas excepted."""
+        names = (name.removeprefix(PARAMETERS) for name in self._parts if name.startswith(PARAMETERS))
+        return [name for name in names if not name.endswith(".gamma")]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        return _shape(self._parts[PARAMETERS + name])
+
+    def read(self, name: str) -> Tensor:
+        """The whole tensor in fp32, as the model multiplies by it: W, or (gamma / sigma) W."""
+        tensor = self._read(PARAMETERS + name)
+        layer, _, what = name.rpartition(".")
+        weight, _, block = what.partition("/")
+        if weight == "weight" and f"{PARAMETERS}{layer}.gamma" in self._parts:
+            gamma_K, sigma_K = self._read(f"{PARAMETERS}{layer}.gamma"), self._read(f"{SPECTRA}{layer}/sigma")
+            tensor *= (gamma_K / sigma_K)[self._matrix(layer, block)]
+        return tensor
+
+    def _read(self, name: str) -> Tensor:
+        parts = self._parts[name]
+        whole = torch.empty(_shape(parts))
+        for part in parts:
+            # Opened for this tensor only: pages that were read do not stay in the process.
+            with safe_open(part.file, framework="pt") as file:
+                whole[part.place] = file.get_tensor(name)
+        return whole
+
+    def _matrix(self, layer: str, block: str) -> int:
+        """Which gamma of a layer belongs to a projection."""
+        model, kind = self.config.model, layer.rpartition(".")[2]
+        if kind == "low_rank":
+            return [str(target) for target in attention.PROJECTIONS if target in model.low_rank.targets].index(block)
+        matrices = {
+            "qkv": attention.MATRICES[model.reparam.qkv],
+            "gate_up": feedforward.MATRICES[model.reparam.gate_up],
+        }.get(kind, ((block,),))
+        return next(index for index, matrix in enumerate(matrices) if block in matrix)
+
+
+def open_run(path: Path, step: int | None = None) -> PlainWeights:
+    """The weights of a run (its newest good checkpoint, or that of `step`), or of one checkpoint's folder.
+
+    Every byte is verified first. Raises: CheckpointError if there is none, or none that is good.
+    """
+    if (path / MANIFEST).exists() and FOLDER_NAME.fullmatch(path.resolve().name):
+        if step is not None:
+            raise CheckpointError(f"{path}: is one checkpoint already: leave --step {step} out, or name its run")
+        return PlainWeights(path.resolve(), store.verify(path, read_bytes=True))
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: no such folder; give the folder of a run, such as runs/tiny")
+    folders = store.steps(path / store.FOLDER)
+    if not folders:
+        raise CheckpointError(f"{path}: has no checkpoint; checkpoint.interval sets when a run saves them")
+    if step is None:
+        found = store.newest_good(path / store.FOLDER)
+        assert found is not None
+        return PlainWeights(found[0], found[1])
+    steps = [int(folder.name.removeprefix("step-")) for folder in folders]
+    if step not in steps:
+        raise CheckpointError(f"{path}: has no checkpoint of step {step} (those of {', '.join(map(str, steps[::-1]))})")
+    folder = folders[steps.index(step)]
+    return PlainWeights(folder, store.verify(folder, read_bytes=True))
+
+
+def _parts(folder: Path, manifest: Manifest) -> dict[str, list[_Part]]:
+    """Where every tensor's parts lie. Raises: CheckpointError if a tensor is not whole."""
+    found: dict[str, list[_Part]] = {}
+    for name in manifest.files:
+        for key, part in _in_file(folder / name):
+            found.setdefault(key, []).append(part)
+    for key, parts in found.items():
+        shape = _shape(parts)
+        if torch.Size(shape).numel() != sum(_numel(part) for part in parts):
+            raise CheckpointError(f"{folder}: {key} is not whole: its parts do not make {shape}")
+    return found
+
+
+def _in_file(path: Path) -> Iterator[tuple[str, _Part]]:
+    with safe_open(path, framework="pt") as file:
+        offsets = json.loads(file.metadata()[SHARDING])
+        for key in file.keys():  # noqa: SIM118 (no mapping)
+            sizes = file.get_slice(key).get_shape()
+            starts = offsets[key]["saved_offsets"]
+            yield key, _Part(path, tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True)))
+
+
+def _shape(parts: list[_Part]) -> tuple[int, ...]:
+    return tuple(max(ends) for ends in zip(*([side.stop for side in part.place] for part in parts), strict=True))
+
+
+def _numel(part: _Part) -> int:
+    return torch.Size(side.stop - side.start for side in part.place).numel()

@@ -1,0 +1,1 @@
+"""A trained model at work on one device: text from prompts, and losses on prepared data."""
