@@ -1,1 +1,1 @@
-"""How other systems name, lay out and tokenise the same models. Knows configurations and files, no ranks, no training."""
+"""How other systems name, lay out and tokenise the same models. Knows configurations and files, no ranks."""
