@@ -31,6 +31,7 @@ from planning.memory import rank_memory
 from planning.profile import Profiler
 from stability.guard import Guard
 from training.build import build_trainer
+from training.sam import Ascent
 
 MIB = 2**20
 VOCAB = 4096
@@ -56,6 +57,8 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
         {"parallel": {"pp": 2, "schedule": "interleaved_zero_bubble"}, "training": {"micro_batch_size": 1}},
     ),
     "pp 2, ZBV": (2, {"parallel": {"pp": 2, "schedule": "zbv"}, "training": {"micro_batch_size": 1}}),
+    "SAM": (1, {"optimizer": {"sam_rho": 0.05}}),
+    "SAM, dp 2": (2, {"optimizer": {"sam_rho": 0.05}}),
 }
 QUICK = ("1 process", "tp 2", "pp 2, 1f1b")
 
@@ -86,6 +89,7 @@ def measure(config: Config, vocab_size: int) -> dict[str, float]:
     found: dict[str, float] = {}
     with AliveBytes() as alive:
         trainer = build_trainer(config, topology, vocab_size)
+        ascent = Ascent(config.optimizer.sam_rho, trainer, topology)
         guard = Guard(config.stability.skip, config.stability.zclip, config.optimizer.clip, topology.device)
         totals_N = torch.zeros(2, dtype=torch.float64)
         shape = (config.training.global_batch_size // topology.dp_size, config.training.sequence_length)
@@ -94,9 +98,10 @@ def measure(config: Config, vocab_size: int) -> dict[str, float]:
             accumulate = trainer.engine.accumulate()
             with alive.phase() as passes:
                 accumulate.__enter__()
-                trainer.pipeline.train(tokens_BT, targets_BT)
+                loss = trainer.pipeline.train(tokens_BT, targets_BT)
                 sum_partial_gradients(trainer.parameters(), topology.tensor)
                 trainer.spectral.pull_back()
+                ascent.take_gradients(tokens_BT, targets_BT, loss)
             with alive.phase() as reduction:
                 accumulate.__exit__(None, None, None)
             with alive.phase() as update:

@@ -38,13 +38,16 @@ class _File:
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, offset: int, size: int) -> bytes:
-        """Bytes [offset, offset + size). Raises: DataError if the file has become shorter than that."""
-        content = os.pread(self._descriptor, size, offset)
+        """Bytes [offset, offset + size). Raises: DataError: the file is shorter than that, or unreadable."""
+        content = b""
         while len(content) < size:  # Linux reads 2 GiB at most at a time
-            more = os.pread(self._descriptor, size - len(content), offset + len(content))
+            try:
+                more = os.pread(self._descriptor, size - len(content), offset + len(content))
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be read: {error.strerror}") from error
             if not more:
                 raise DataError(f"{self.path}: damaged: it ends before byte {offset + size}")
-            content += more
+            content = content + more if content else more
         return content
 
 

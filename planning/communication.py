@@ -53,13 +53,17 @@ class Machine:
         attention = self.attention_efficiency * efficiency / self.efficiency
         return replace(self, efficiency=efficiency, attention_efficiency=attention)
 
+    def holds(self, span: int) -> bool:
+        """Whether every group of so many neighbouring ranks lies within one node."""
+        return span <= self.gpus_per_node and (self.nodes == 1 or self.gpus_per_node % span == 0)
+
     def bandwidth(self, neighbours: int, span: int) -> float:
         """Bytes per second and direction of one rank, in a ring over ranks of which `neighbours` share a node each.
 
         `span`: ranks from the first to the last of the ring. Within a node the ring takes its links; across nodes all
         ranks of a ring on one node carry it over their network cards.
         """
-        if span <= self.gpus_per_node:
+        if self.holds(span):
             return self.device.link * GB * self.link_efficiency
         return min(self.device.link, self.device.network * max(1, neighbours)) * GB * self.link_efficiency
 
@@ -83,10 +87,14 @@ def tensor_axis(reduced: float, gathered: float, collectives: float, config: Con
 
 
 def data_axis(numbers: float, config: Config, machine: Machine) -> Axis:
-    """DeepSpeed averages fp32 gradients by all-reduce, in ZeRO-1 and -2 alike, and gathers the updated parameters."""
+    """DeepSpeed averages fp32 gradients by all-reduce, in ZeRO-1 and -2 alike, and gathers the updated parameters.
+
+    SAM averages those of its first pass too.
+    """
     tp, dp = config.parallel.tp, config.parallel.dp or 1
-    sent = 3 * FP32 * numbers * (dp - 1) / dp
-    calls = 3 * (1 + numbers // 50_000_000) if dp > 1 else 0
+    moves = 5 if config.optimizer.sam_rho else 3
+    sent = moves * FP32 * numbers * (dp - 1) / dp
+    calls = moves * (1 + numbers // 50_000_000) if dp > 1 else 0
     return _axis(sent, calls, machine.bandwidth(max(1, machine.gpus_per_node // tp), tp * dp), machine, tp * dp)
 
 
@@ -98,4 +106,4 @@ def pipeline_axis(hidden_bytes: float, micro_batches: int, config: Config, machi
 
 
 def _axis(sent: float, calls: float, bandwidth: float, machine: Machine, span: int) -> Axis:
-    return Axis(sent, sent / bandwidth + calls * LATENCY, "node" if span <= machine.gpus_per_node else "network")
+    return Axis(sent, sent / bandwidth + calls * LATENCY, "node" if machine.holds(span) else "network")

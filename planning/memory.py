@@ -23,6 +23,10 @@ UPDATE_COPIES = {"adamw": 0.0, "stable_adamw": 4.0, "muon": 3.0}
 in place; StableAdamW forms roots, ratios and steps; Muon whole matrices and their products."""
 
 
+ROW_NUMBERS = 8
+"""Of a row of attention on a measured step: entropy, spread, largest logit, and those that make the bound."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """One model chunk of a pipeline rank."""
@@ -56,6 +60,10 @@ class Memory:
     """What the optimizer needs beside weights and moments, gradients included."""
     monitor: float
     """Blocks of scores on measured steps, at the peak of a forward pass."""
+    kept: float
+    """Weights as they were, during SAM's second pass."""
+    averaging: float
+    """A bucket of gradients that SAM averages between its passes."""
 
     @property
     def held(self) -> float:
@@ -66,10 +74,15 @@ class Memory:
     def phases(self) -> dict[str, float]:
         """The most in each phase of a step."""
         return {
-            "forward and backward": self.held + self.passes + self.monitor,
+            "forward and backward": self.held + max(self._passes, self.gradients + self.kept + self.averaging),
             "reduction": self.held + self.gradients + self.reduction,
             "update": self.held + self.update,
         }
+
+    @property
+    def _passes(self) -> float:
+        """With the monitor, which looks at the first of SAM's passes, or what is kept for the second."""
+        return self.passes + max(self.monitor, self.kept)
 
     @property
     def peak(self) -> float:
@@ -127,7 +140,16 @@ def rank_memory(config: Config, profile: Profile, pp_rank: int) -> Memory:
         reduction=_reduction(held.numbers, share, parallel.dp, profile.largest if _ends(stages) else 0.0),
         update=FP32 * share * (2 + UPDATE_COPIES[config.optimizer.name]),
         monitor=monitor,
+        kept=FP32 * held.numbers if config.optimizer.sam_rho else 0.0,
+        averaging=_averaging(held.numbers, config),
     )
+
+
+def _averaging(numbers: float, config: Config) -> float:
+    """SAM goes up along the mean gradient of all data-parallel ranks: a copy of a bucket."""
+    if not config.optimizer.sam_rho or config.parallel.dp == 1:
+        return 0.0
+    return FP32 * min(REDUCE_BUCKET, numbers)
 
 
 def _ends(stages: Sequence[Stage]) -> bool:
@@ -208,14 +230,11 @@ def _reduction(numbers: float, share: float, dp: int, largest: float) -> float:
 
 
 def _monitor(config: Config) -> float:
-    """Attention statistics of one layer: queries and keys in fp32, twice each, and a block of scores thrice.
-
-    `monitoring.entropy` is the judge: the sizes of its blocks are read from there.
-    """
-    from monitoring.entropy import SCORES
-
+    """Attention statistics of one layer by the GPU's kernel (`monitoring.kernels.entropy`): queries and keys once more,
+    the keys' running mean in fp32 on its way, and some numbers for each row."""
     training, parallel, model = config.training, config.parallel, config.model
     assert training.micro_batch_size is not None
-    heads = model.heads // parallel.tp
-    rows = training.micro_batch_size * heads * training.sequence_length
-    return FP32 * (4 * rows * (model.head_size + 1) + 3 * min(SCORES["cuda"], rows * training.sequence_length))
+    tokens = training.micro_batch_size * training.sequence_length
+    width = 2 if training.precision == "bf16" else FP32
+    queries, keys = (tokens * heads // parallel.tp for heads in (model.heads, model.key_value_heads))
+    return queries * (model.head_size * width + FP32 * ROW_NUMBERS) + keys * model.head_size * (width + 3 * FP32)

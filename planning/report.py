@@ -77,6 +77,7 @@ def parts(memory: Memory) -> dict[str, float]:
         "  logits, loss of one": memory.logits,
         "receive buffers": memory.received,
         "measured steps": memory.monitor,
+        **({"weights kept by SAM": memory.kept} if memory.kept else {}),
         **{f"peak: {name}": size for name, size in memory.phases.items()},
     }
 

@@ -20,8 +20,10 @@ LAUNCH = 5e-6
 """Seconds in which Python and torch start one operation: small models wait for that, not for the device."""
 UPDATE_TRAFFIC = {"adamw": 28, "stable_adamw": 60, "muon": 44}
 """Bytes read and written per number that a rank updates: weight, gradient and both moments; more where not fused."""
-BOUNDARY_TRAFFIC = 8 + 12 + 8 + 4
-"""sigmaReparam, bytes per number: <G, W>; G turned into dW; W read twice in a power iteration; W read for W_hat."""
+PULL_BACK_TRAFFIC, REFRESH_TRAFFIC = 8 + 12, 8 + 4
+"""sigmaReparam, bytes per number: <G, W>, G turned into dW; W read twice in a power iteration and once for W_hat."""
+SAM_TRAFFIC = 4 + 8 + 12 + 8
+"""SAM, bytes per number: the norm; w kept; w + e; w put back. W_hat follows w twice."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +77,12 @@ def speed(config: Config, profile: Profile, machine: Machine, vocab_size: int) -
             slowest, busiest = times, (forward + backward) * count
         here = held_by(config, profile, pp_rank)
         held = max(held, here, key=lambda part: part.numbers)
-    pipeline = pipeline_axis(hidden_bytes(config), count, config, machine)
-    messages = 2 * count * parallel.chunks
-    send = pipeline.seconds / messages if parallel.pp > 1 else 0.0
+    message = pipeline_axis(hidden_bytes(config), count, config, machine)
+    send = message.seconds / (2 * count * parallel.chunks) if parallel.pp > 1 else 0.0
     busy = slowest.total * parallel.chunks * count
-    piped = _piped(config, StageTimes(slowest.forward, slowest.backward_input, slowest.backward_weight, send), count)
+    once = _piped(config, StageTimes(slowest.forward, slowest.backward_input, slowest.backward_weight, send), count)
+    repeats = 2 if config.optimizer.sam_rho else 1  # SAM passes twice
+    busy, piped = busy * repeats, once * repeats
     data = data_axis(held.numbers, config, machine)
     boundary = _boundary(held, config, machine)
     rows = count_rows(vocab_size, config.model.vocab_multiple)
@@ -88,9 +91,11 @@ def speed(config: Config, profile: Profile, machine: Machine, vocab_size: int) -
         compute=busy,
         bubble=1 - busy / piped,
         boundary=boundary,
-        tensor=tensor_axis(busiest.reduced, busiest.gathered, busiest.collectives, config, machine),
+        tensor=tensor_axis(
+            busiest.reduced * repeats, busiest.gathered * repeats, busiest.collectives * repeats, config, machine
+        ),
         data=data,
-        pipeline=pipeline,
+        pipeline=Axis(message.sent * repeats, message.seconds * repeats, message.where),
         tokens=training.global_batch_size * training.sequence_length,
         ranks=parallel.tp * parallel.pp * parallel.dp,
         flops_per_token=training_flops(config.model, rows, training.sequence_length).total,
@@ -130,11 +135,13 @@ def _boundary(held: Held, config: Config, machine: Machine) -> float:
     """The optimizer's update of a rank's share, and both moves of sigmaReparam, at the memory's rate."""
     share = held.numbers / (config.parallel.dp or 1)
     traffic = share * UPDATE_TRAFFIC[config.optimizer.name] + held.numbers * FP32
-    traffic += held.reparametrised * BOUNDARY_TRAFFIC + held.effective
+    traffic += held.reparametrised * (PULL_BACK_TRAFFIC + REFRESH_TRAFFIC) + held.effective
+    if config.optimizer.sam_rho:
+        traffic += held.numbers * SAM_TRAFFIC + held.reparametrised * (PULL_BACK_TRAFFIC + 2 * REFRESH_TRAFFIC)
+        traffic += 2 * held.effective
     seconds = traffic / (machine.device.bandwidth * GB * machine.memory_efficiency)
-    if (
-        config.optimizer.name == "muon"
-    ):  # five Newton-Schulz steps of three products, in fp32, the matrices shared by dp
+    if config.optimizer.name == "muon":
+        # Five Newton-Schulz steps of three products, in fp32, the matrices shared by dp.
         flops = 5 * 3 * 2 * held.hidden / (config.parallel.dp or 1) * config.model.hidden_size
         seconds += flops / (machine.device.tflops["fp32"] * 1e12 * machine.efficiency)
     return seconds

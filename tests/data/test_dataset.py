@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import shutil
@@ -152,6 +153,17 @@ def test_a_file_cut_short_after_it_was_opened(dataset: Path) -> None:
     (dataset / "train.bin").write_bytes((dataset / "train.bin").read_bytes()[:-2])
     with pytest.raises(DataError, match=r"train\.bin: damaged: it ends before byte"):
         split.read(split.tokens - 4, 4)
+
+
+def test_a_disk_that_fails_is_one_line(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    split = Split(dataset, "train")
+
+    def fail(*_: int) -> bytes:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(DataError, match=r"train\.bin: cannot be read: Input/output error"):
+        split.read(0, 4)
 
 
 def test_a_search_for_a_document_reads_little_of_the_index(dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -84,6 +84,29 @@ def test_data_parallel_ranks_of_one_node_share_its_network():
     assert across.seconds / within.seconds == pytest.approx(ratio, rel=0.02)  # each call costs the same besides
 
 
+def test_groups_that_do_not_divide_a_node_cross_its_border():
+    three = replace(MACHINE, gpus_per_node=3)
+    assert [replace(three, nodes=2).holds(span) for span in (1, 2, 3, 4)] == [True, False, True, False]
+    assert three.holds(2)  # one node has no border
+
+
+def test_sam_passes_twice_and_keeps_the_weights():
+    plain = config(2, parallel={"tp": 2})
+    with fake_ranks(2):
+        plans = [
+            Planner(cfg, VOCAB, MACHINE).plan(cfg)
+            for cfg in (plain, plain.model_copy(update={"optimizer": plain.optimizer.model_copy(update=SAM)}))
+        ]
+    once, twice = plans
+    assert twice.speed.compute == pytest.approx(2 * once.speed.compute)
+    assert twice.speed.tensor.sent == pytest.approx(2 * once.speed.tensor.sent)
+    assert twice.speed.boundary > once.speed.boundary
+    assert (once.first.kept, twice.first.kept) == (0.0, once.first.weights)
+
+
+SAM = {"sam_rho": 0.05}
+
+
 def search(memory_gib):
     machine = replace(MACHINE, gpus_per_node=2, device=replace(DEVICES["h100"], memory_gib=memory_gib), headroom=0.0)
     with fake_ranks(2):
