@@ -1,7 +1,7 @@
 """Causal self-attention with grouped queries.
 
 Shapes: B batch, T sequence, t this rank's share of it (T without sequence parallelism), D hidden, H query heads and
-G key/value heads of this rank, K head size.
+G key/value heads of this rank, K head size; S the tokens that a cache holds, these included.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from model.cache import LayerCache
 from model.initial import initial_std
 from model.low_rank import LowRankHeads, factor_std, inner_features
 from model.norm import build_norm
@@ -65,7 +66,7 @@ class Attention(nn.Module):
             self.q_norm = build_norm(kind, self.head_size, config.norm_eps, spec.tp, partial=True)
             self.k_norm = build_norm(kind, self.head_size, config.norm_eps, spec.tp, partial=True)
         rotary = config.positions == "rope"
-        self.rotary = RotaryEmbedding(self.head_size, length, config.rope_theta) if rotary else nn.Identity()
+        self.rotary = RotaryEmbedding(self.head_size, length, config.rope_theta) if rotary else None
 
     def projection(self, block: Projection) -> tuple[ColumnParallelLinear, slice]:
         """The layer whose rows are the heads of a projection, and this rank's rows of it: K for each head, in order.
@@ -77,21 +78,32 @@ class Attention(nn.Module):
         first = sum(layer.blocks[name] for name in names[: names.index(block)])
         return layer, slice(first, first + layer.blocks[block])
 
-    def forward(self, x_BtD: Tensor) -> Tensor:
+    def forward(self, x_BtD: Tensor, cache: LayerCache | None = None) -> Tensor:
+        """With a cache the tokens of x follow those in it, attend to them too, and join them."""
         qkv = self.qkv(x_BtD).split(list(self.qkv.blocks.values()), dim=-1)
         if self.low_rank is not None:
             parts = dict(zip(self.qkv.blocks, qkv, strict=True))
             qkv = (parts | self.low_rank(parts)).values()
         q_BHTK, k_BGTK, v_BGTK = (part.unflatten(-1, (-1, self.head_size)).transpose(1, 2) for part in qkv)
-        q_BHTK = self.rotary(self.q_norm(q_BHTK))
-        k_BGTK = self.rotary(self.k_norm(k_BGTK))
+        q_BHTK, k_BGTK = self.q_norm(q_BHTK), self.k_norm(k_BGTK)
+        if self.rotary is not None:
+            first = 0 if cache is None else cache.length
+            q_BHTK, k_BGTK = self.rotary(q_BHTK, first), self.rotary(k_BGTK, first)
         for probe in self.probes:
             probe(q_BHTK, k_BGTK, self.scale)
+        if cache is not None:
+            k_BGTK, v_BGTK = cache.append(k_BGTK, v_BGTK)
         return self.output(self._attend(q_BHTK, k_BGTK, v_BGTK).transpose(1, 2).flatten(2))
 
-    def _attend(self, q_BHTK: Tensor, k_BGTK: Tensor, v_BGTK: Tensor) -> Tensor:
+    def _attend(self, q_BHTK: Tensor, k_BGSK: Tensor, v_BGSK: Tensor) -> Tensor:
+        """Of the last T of S tokens to all before them: S = T without a cache; T = 1, or S = T, with one."""
         if self.softcap is not None:
-            return capped_attention(q_BHTK, k_BGTK, v_BGTK, self.scale, self.softcap)
+            return capped_attention(q_BHTK, k_BGSK, v_BGSK, self.scale, self.softcap)
         return F.scaled_dot_product_attention(
-            q_BHTK, k_BGTK, v_BGTK, is_causal=True, scale=self.scale, enable_gqa=q_BHTK.shape[1] != k_BGTK.shape[1]
+            q_BHTK,
+            k_BGSK,
+            v_BGSK,
+            is_causal=q_BHTK.shape[2] == k_BGSK.shape[2],  # a single token may see every one
+            scale=self.scale,
+            enable_gqa=q_BHTK.shape[1] != k_BGSK.shape[1],
         )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from model.attention import Attention
+from model.cache import KeyValueCache, LayerCache
 from model.feedforward import GeluFeedForward, SwigluFeedForward
 from model.norm import build_norm
 from model.residual import build_residual
@@ -49,11 +50,11 @@ class DecoderLayer(nn.Module):
         self.attention_residual = build_residual(config, spec.tp)
         self.feedforward_residual = build_residual(config, spec.tp)
 
-    def forward(self, x_BtD: Tensor) -> Tensor:
+    def forward(self, x_BtD: Tensor, cache: LayerCache | None = None) -> Tensor:
         if self.post:
-            x_BtD = self.attention_norm(self.attention_residual(x_BtD, self.attention(x_BtD)))
+            x_BtD = self.attention_norm(self.attention_residual(x_BtD, self.attention(x_BtD, cache)))
             return self.feedforward_norm(self.feedforward_residual(x_BtD, self.feedforward(x_BtD)))
-        y_BtD = self.attention_output_norm(self.attention(self.attention_norm(x_BtD)))
+        y_BtD = self.attention_output_norm(self.attention(self.attention_norm(x_BtD), cache))
         x_BtD = self.attention_residual(x_BtD, y_BtD)
         y_BtD = self.feedforward_output_norm(self.feedforward(self.feedforward_norm(x_BtD)))
         return self.feedforward_residual(x_BtD, y_BtD)
@@ -129,8 +130,6 @@ class Decoder(nn.Module):
             x = run(layer, x, self.recompute)
             if self.layer_probe is not None:
                 self.layer_probe(int(index), x)
-        if self.final_norm is not None:
-            x = self.final_norm(x)
         if not self.is_last:
             return x
         logits = self._logits(x)
@@ -138,16 +137,28 @@ class Decoder(nn.Module):
             self.logits_probe(logits)
         return logits
 
-    def _embed(self, tokens_BT: Tensor) -> Tensor:
+    def next_logits(self, tokens_BT: Tensor, cache: KeyValueCache) -> Tensor:
+        """Tokens that follow those in the cache, and join them -> logits of the token after the last, (B, V).
+
+        Of a whole decoder on one rank, for inference.
+        """
+        x_BTD = self._embed(tokens_BT, cache.length)
+        for layer, cached in zip(self.layers.values(), cache.layers, strict=True):
+            x_BTD = layer(x_BTD, cached)
+        return self._logits(x_BTD[:, -1:])[:, 0]
+
+    def _embed(self, tokens_BT: Tensor, first: int = 0) -> Tensor:
         assert self.embedding is not None
         x_BtD = self.embedding(tokens_BT)
         if self.embedding_scale != 1:
             x_BtD = x_BtD * self.embedding_scale
         if self.positions is not None:
-            x_BtD = self.positions(x_BtD)
+            x_BtD = self.positions(x_BtD, first)
         return x_BtD if self.embedding_norm is None else self.embedding_norm(x_BtD)
 
     def _logits(self, x_BtD: Tensor) -> Tensor:
+        if self.final_norm is not None:
+            x_BtD = self.final_norm(x_BtD)
         if self.head is not None:
             logits_BTV = self.head(x_BtD)
         else:

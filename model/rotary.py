@@ -26,9 +26,10 @@ class RotaryEmbedding(nn.Module):
         self.register_buffer("cos_TK", angle_Tk.cos().float().repeat(1, 2), persistent=False)
         self.register_buffer("sin_Tk", angle_Tk.sin().float(), persistent=False)
 
-    def forward(self, x_BHTK: Tensor) -> Tensor:
-        length = x_BHTK.shape[-2]
-        return _Rotation.apply(x_BHTK, self.cos_TK[:length], self.sin_Tk[:length])
+    def forward(self, x_BHTK: Tensor, first: int = 0) -> Tensor:
+        """`first`: the position of the first token."""
+        last = first + x_BHTK.shape[-2]
+        return _Rotation.apply(x_BHTK, self.cos_TK[first:last], self.sin_Tk[first:last])
 
 
 class _Rotation(torch.autograd.Function):

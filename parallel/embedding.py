@@ -8,7 +8,6 @@ from torch.nn import functional as F
 
 from parallel.linear import LinearSpec, replicate_parameter, shard_parameter
 from parallel.regions import leave
-from parallel.seeds import seed_for, truncated_normal
 from parallel.sharding import Sharding
 
 
@@ -23,7 +22,7 @@ class VocabParallelEmbedding(nn.Module):
         super().__init__()
         self.tp = spec.tp
         self.compute_dtype = spec.compute_dtype
-        full_VD = truncated_normal((rows, features), std, seed_for(spec.seed, "init", name), spec.master_dtype)
+        full_VD = spec.initial(name, (rows, features), std)
         full_VD[live_rows:] = 0
         share = spec.tp.share(rows)
         self.first_row = share.start
@@ -45,11 +44,13 @@ class LearnedPositions(nn.Module):
     def __init__(self, name: str, length: int, features: int, spec: LinearSpec, *, std: float) -> None:
         super().__init__()
         self.tp = spec.tp
-        table_TD = truncated_normal((length, features), std, seed_for(spec.seed, "init", name), spec.master_dtype)
+        table_TD = spec.initial(name, (length, features), std)
         self.weight = replicate_parameter(nn.Parameter(table_TD), spec.tp, partial=spec.tp.sequence_parallel)
 
-    def forward(self, x_BtD: Tensor) -> Tensor:
-        first = self.tp.rank * x_BtD.shape[1] if self.tp.sequence_parallel else 0
+    def forward(self, x_BtD: Tensor, first: int = 0) -> Tensor:
+        """`first`: the position of the first token of the sequence."""
+        if self.tp.sequence_parallel:
+            first += self.tp.rank * x_BtD.shape[1]
         return x_BtD + self.weight[first : first + x_BtD.shape[1]].to(x_BtD.dtype)
 
 

@@ -34,6 +34,14 @@ class LinearSpec:
     bias: bool = False
     overlap: bool = False
     """Add up dX over tensor-parallel ranks while dW is computed: not for schedules that compute the two apart."""
+    drawn: bool = True
+    """Draw the initial weights; else they hold nothing yet: for who fills every one of them."""
+
+    def initial(self, name: str, shape: tuple[int, int], std: float) -> Tensor:
+        """A whole weight or table before training, drawn from a seed of its own name."""
+        if not self.drawn:
+            return torch.empty(shape, dtype=self.master_dtype)
+        return truncated_normal(shape, std, seed_for(self.seed, "init", name), self.master_dtype)
 
 
 class _StraightThrough(torch.autograd.Function):
@@ -134,8 +142,7 @@ class ColumnParallelLinear(ShardedLinear):
         stds = std if isinstance(std, Mapping) else dict.fromkeys(blocks, std)
         parts = {}
         for block, out_features in blocks.items():
-            seed = seed_for(spec.seed, "init", f"{name}.{block}")
-            full_OI = truncated_normal((out_features, in_features), stds[block], seed, spec.master_dtype)
+            full_OI = spec.initial(f"{name}.{block}", (out_features, in_features), stds[block])
             if live_rows is not None:
                 full_OI[live_rows:] = 0
             parts[block] = full_OI[spec.tp.share(out_features)]
@@ -168,9 +175,7 @@ class RowParallelLinear(ShardedLinear):
     split_dim = 1
 
     def __init__(self, name: str, in_features: int, out_features: int, spec: LinearSpec, *, std: float) -> None:
-        full_OI = truncated_normal(
-            (out_features, in_features), std, seed_for(spec.seed, "init", name), spec.master_dtype
-        )
+        full_OI = spec.initial(name, (out_features, in_features), std)
         super().__init__(full_OI[:, spec.tp.share(in_features)].contiguous(), {"": out_features}, spec)
         self.bias = None
         if spec.bias:
