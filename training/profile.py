@@ -43,19 +43,22 @@ class Profiler:
         self._on_cuda = topology.device.type == "cuda"
         self._steps = steps_to_trace(config, done)
         self._running: profile | None = None
+        self._traced: list[int] = []
         self._outcome = "no step was traced: those asked for were done before this start, or not reached"
 
     def before(self, step: int) -> None:
         """To be called before `step` (from 1) begins; steps that a rollback repeats are not traced again."""
         if not self._steps:
             return
-        if self._running is not None and step not in self._steps:
-            self._finish()
+        if self._running is not None and (step not in self._steps or step <= self._traced[-1]):
+            self._finish()  # the steps are over, or a rollback repeats them
         elif self._running is None and step == self._steps[0]:
             activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if self._on_cuda else [])
             os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it would tell stderr that it starts and stops
             self._running = profile(activities=activities)
             self._running.start()
+        if self._running is not None:
+            self._traced.append(step)
 
     def _finish(self, *, wait: bool = True) -> None:
         """Write the trace; a disk that is full costs the trace, not the run. After an error there is no `wait`."""
@@ -64,7 +67,7 @@ class Profiler:
             torch.cuda.synchronize()  # what the steps have queued belongs to them
         traced, self._running = self._running, None
         traced.stop()
-        traced_steps, self._steps = self._steps, range(0)
+        self._steps = range(0)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             traced.export_chrome_trace(str(self._path))
@@ -72,7 +75,7 @@ class Profiler:
             self._outcome = f"the trace could not be written: {self._path}: {error.strerror}"
             return
         self._outcome = (
-            f"{self._table(traced)}\nprofile of steps {traced_steps[0]} to {traced_steps[-1]}: "
+            f"{self._table(traced)}\nprofile of steps {self._traced[0]} to {self._traced[-1]}: "
             f"{self._folder}/rank-N.json.gz, N = 0 for this table; open one in https://ui.perfetto.dev or "
             "chrome://tracing"
         )

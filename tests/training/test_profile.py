@@ -3,14 +3,16 @@
 import gzip
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from configs.errors import ConfigError
 from tests.distributed import spawn
 from tests.layouts import config
 from tests.training.test_run import tiny
-from training.profile import FOLDER, steps_to_trace
+from training.profile import FOLDER, Profiler, steps_to_trace
 from training.run import train
 
 
@@ -75,3 +77,12 @@ def _traced_rank(cfg, folder: Path) -> str:  # type: ignore[no-untyped-def]
     import torch.distributed as dist
 
     return traced_run(cfg, folder / f"out-{dist.get_rank()}")
+
+
+def test_a_rollback_ends_the_trace_which_says_what_it_holds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    cfg = config(run={"dir": tmp_path}, training={"steps": 9}, profile={"enabled": True, "first": 2, "steps": 5})
+    topology = SimpleNamespace(rank=0, is_logging_rank=True, device=torch.device("cpu"))
+    with Profiler(cfg, topology, done=0) as profiler:
+        for step in (1, 2, 3, 2, 3, 4):
+            profiler.before(step)
+    assert "profile of steps 2 to 3: " in capsys.readouterr().out
