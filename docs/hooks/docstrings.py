@@ -1,0 +1,22 @@
+"""Docstrings as Markdown: what starts with Shapes, Source or Raises begins a paragraph of its own."""
+
+import re
+
+from griffe import Extension, Object
+
+BEGINS = re.compile(r"\n[ \t]*(?=(?:Shapes?|Sources?|Raises|Returns|Memory|Exit codes)\b[^\n]*)")
+WORD = re.compile(r"^(Shapes?|Sources?|Raises)\b:?", re.MULTILINE)
+
+
+class Paragraphs(Extension):
+    """Applied to every docstring that a page shows."""
+
+    def on_object(self, *, obj: Object, **_: object) -> None:
+        """Rewrite the docstring of an object that has just been read."""
+        if obj.docstring is not None:
+            obj.docstring.value = paragraphs(obj.docstring.value)
+
+
+def paragraphs(docstring: str) -> str:
+    """The docstring with a blank line before, and bold letters for, the words that say what to look up."""
+    return WORD.sub(r"**\1**:", BEGINS.sub("\n\n", docstring))
