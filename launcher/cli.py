@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from configs.commands import Commands
-from launcher.commands import data, jobs, runs, studies, training
+from launcher.commands import data, doctor, jobs, runs, studies, training
 
 app = typer.Typer(
     cls=Commands,
@@ -53,6 +53,7 @@ COMMANDS = (
     runs.spike,
     studies.sweep,
     studies.compare,
+    doctor.doctor,
 )
 """In the order of the help."""
 
