@@ -5,15 +5,20 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
+# Its hooks read the code of this folder; the notice is about a program that we do not use.
+MKDOCS := PYTHONPATH=. NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
 OMP_NUM_THREADS ?= 1
 export OMP_NUM_THREADS
 
-.PHONY: help demo test test-all cluster cluster-stop lint format lock clean
+.PHONY: help install demo test test-all docs docs-serve cluster cluster-stop lint format lock clean
 .DEFAULT_GOAL := help
 
 help:  ## Say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|' 2>/dev/null \
 	|| sed -n 's/^\([a-z-]*\):.*## /make \1: /p' $(MAKEFILE_LIST)
+
+install: $(VENV)/.installed  ## Install into .venv; every other target does so too
 
 demo: $(VENV)/.installed  ## Train sigmaReparam beside its pre-LN baseline and draw the picture
 	$(BIN)/python -m launcher.demo
@@ -23,6 +28,12 @@ test: $(VENV)/.installed  ## Run the tests, without the slow ones
 
 test-all: $(VENV)/.installed  ## Run every test
 	$(BIN)/pytest -n 2
+
+docs: $(VENV)/.installed  ## Build the documentation's site into site/, warnings as errors
+	$(MKDOCS) build --quiet --clean
+
+docs-serve: $(VENV)/.installed  ## Serve it on http://127.0.0.1:8000 and build it again when a page changes
+	$(MKDOCS) serve
 
 cluster: $(VENV)/.installed  ## Start a Slurm of four nodes on this machine, without root (cluster/README.md)
 	$(BIN)/python -m cluster install
