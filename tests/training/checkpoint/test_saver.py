@@ -17,7 +17,7 @@ from configs.schema import Config
 from monitoring.recorder import read_events, read_metrics, read_summary
 from tests.distributed import spawn
 from tests.training.test_run import tiny
-from training.checkpoint import store, writer
+from training.checkpoint import store, tensor_file
 from training.journal import Journal, Summary
 from training.run import train
 
@@ -189,7 +189,7 @@ def test_a_save_that_failed_does_not_stay_on_the_disk_it_filled(stdlib_bytes: Pa
 
 def train_with_a_full_disk_at_the_second_save(cfg: Config) -> Summary:
     """For the last rank, in the middle of its file."""
-    write, calls = writer._write, itertools.count()
+    write, calls = tensor_file._write, itertools.count()
 
     def full(file: io.FileIO, block: memoryview) -> None:
         if next(calls) == 1 and torch.distributed.get_rank() == torch.distributed.get_world_size() - 1:
@@ -198,7 +198,7 @@ def train_with_a_full_disk_at_the_second_save(cfg: Config) -> Summary:
         write(file, block)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer, "_write", full)
+        patch.setattr(tensor_file, "_write", full)
         return train(cfg)
 
 

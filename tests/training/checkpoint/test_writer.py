@@ -24,10 +24,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from parallel.optimizers.adam import MOMENTS
 from tests.distributed import spawn
 from tests.layouts import VOCAB, config
-from training.checkpoint import writer as writer_module
+from training.checkpoint import tensor_file
 from training.checkpoint.manifest import FileRecord
 from training.checkpoint.state import TrainingState
-from training.checkpoint.writer import BLOCK, ShardWriter, write_file
+from training.checkpoint.tensor_file import BLOCK, write_file
+from training.checkpoint.writer import ShardWriter
 
 NAME = "shard-00001-model-00001-of-00001.safetensors"
 DTYPES = [
@@ -124,7 +125,7 @@ def test_blocks_join_to_the_bytes_of_all_tensors(
     parts = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in sizes]
     path = tmp_path_factory.mktemp("file") / "f"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(writer_module, "BLOCK", block)
+        patch.setattr(tensor_file, "BLOCK", block)
         record = write_file(path, b"header", parts)
     expected = b"header" + b"".join(bytes(part.tolist()) for part in parts)
     assert path.read_bytes() == expected
@@ -133,7 +134,7 @@ def test_blocks_join_to_the_bytes_of_all_tensors(
 
 def test_without_sync_file_range_the_file_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with_it = save(tmp_path / "with", tensors())
-    monkeypatch.setattr(writer_module, "_sync_file_range", lambda: None)
+    monkeypatch.setattr(tensor_file, "_sync_file_range", lambda: None)
     assert save(tmp_path / "without", tensors()) == with_it
 
 
