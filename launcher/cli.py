@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from configs.commands import Commands
-from launcher.commands import data, doctor, jobs, runs, studies, training
+from launcher.commands import data, doctor, inference, jobs, runs, studies, training
 
 app = typer.Typer(
     cls=Commands,
@@ -49,6 +49,8 @@ COMMANDS = (
     jobs.logs,
     jobs.cancel,
     runs.checkpoints,
+    inference.generate,
+    inference.evaluate,
     runs.sync,
     runs.spike,
     studies.sweep,

@@ -1,0 +1,155 @@
+"""`steadytrain evaluate`: the loss of a run's checkpoints on prepared data."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from configs.errors import CheckpointError, DataError
+from configs.schema import Config, DataSource
+from data.manifest import SplitName, read_manifest
+from data.samples import Samples
+from data.tokenizer import load
+from exchange.plain import PlainWeights, open_run
+from inference.evaluate import Evaluation, evaluate
+from inference.load import load_decoder, place
+from inference.tokens import TextBytes, require_same_data
+from training.checkpoint import store
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for."""
+
+    data: Path | None
+    split: SplitName
+    samples: int | None
+    batch_size: int
+    device: str
+    dtype: str | None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One checkpoint's result; `logged`: what the run itself found on the same samples, if it looked."""
+
+    checkpoint: str
+    step: int
+    result: Evaluation
+    logged: float | None
+
+
+def evaluate_run(request: Request, run: Path, *, step: int | None, all_steps: bool) -> list[Evaluated]:
+    """Newest first. Raises: CheckpointError, DataError, ConfigError."""
+    return [_evaluate(request, weights) for weights in _checkpoints(run, step, all_steps=all_steps)]
+
+
+def table(found: list[Evaluated]) -> Table:
+    """One row per checkpoint."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("step", "loss", "±", "perplexity", "bits/byte", "samples", "logged"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for entry in found:
+        result = entry.result
+        error = "-" if result.standard_error is None else f"{result.standard_error:.4f}"
+        logged = "-" if entry.logged is None else f"{entry.logged:.4f}"
+        shown.add_row(
+            f"{entry.step:,}",
+            f"{result.loss:.4f}",
+            error,
+            f"{result.perplexity:.4g}",
+            f"{result.bits_per_byte:.4f}",
+            f"{result.samples:,}",
+            logged,
+        )
+    return shown
+
+
+def as_json(found: list[Evaluated]) -> str:
+    """A list with an object per checkpoint."""
+    entries = [
+        {"checkpoint": entry.checkpoint, "step": entry.step, **asdict(entry.result), "logged_val_loss": entry.logged}
+        for entry in found
+    ]
+    return json.dumps(entries, indent=2)
+
+
+def _checkpoints(run: Path, step: int | None, *, all_steps: bool) -> Iterator[PlainWeights]:
+    folders = store.steps(run / store.FOLDER) if all_steps else []
+    if not folders:
+        yield open_run(run, step)
+        return
+    good = 0
+    for folder in folders:
+        try:
+            weights = open_run(folder)
+        except CheckpointError as error:
+            typer.echo(f"passed over: {error}", err=True)
+            continue
+        good += 1
+        yield weights
+    if not good:
+        raise CheckpointError(f"{run}: no good checkpoint is left")
+
+
+def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
+    config = weights.config
+    where = place(config, request.device, request.dtype)
+    samples, folder = _samples(request, weights)
+    default = eval_samples(config)
+    count = default if request.samples is None else request.samples
+    if count > sum(samples.windows):
+        typer.echo(
+            f"{count} samples of {sum(samples.windows)} windows: some are read more than once, "
+            "and ± takes them for different ones",
+            err=True,
+        )
+    tokenizer = load(folder)
+    decoder = load_decoder(weights, tokenizer.vocab_size, where)
+    with _bar(f"step {weights.manifest.step}", count) as advance:
+        text_bytes, size = TextBytes(tokenizer), request.batch_size
+        result = evaluate(decoder, samples, count, text_bytes, batch_size=size, advance=advance)
+    same = request.data is None and request.split == "validation" and count == default
+    return Evaluated(str(weights.folder), weights.manifest.step, result, weights.manifest.val_loss if same else None)
+
+
+def _samples(request: Request, weights: PlainWeights) -> tuple[Samples, Path]:
+    """(samples, a folder that has their tokenizer)."""
+    config = weights.config
+    training, sources = config.training, config.data.sources
+    require_same_data(weights)
+    if request.data is not None:
+        _require_same_tokenizer(request.data, sources[0].path)
+        sources = [DataSource(path=request.data)]
+    return Samples(sources, request.split, training.sequence_length, training.seed), sources[0].path
+
+
+def _require_same_tokenizer(data: Path, trained_on: Path) -> None:
+    if read_manifest(data).tokenizer.hash != read_manifest(trained_on).tokenizer.hash:
+        raise DataError(
+            f"{data}: prepared with another tokenizer than {trained_on}, which the run was trained on: "
+            "prepare it with that one"
+        )
+
+
+def eval_samples(config: Config) -> int:
+    """How many validation samples the run itself looks at: whole global batches."""
+    training = config.training
+    return -(-training.eval_samples // training.global_batch_size) * training.global_batch_size
+
+
+@contextmanager
+def _bar(name: str, count: int) -> Iterator[Callable[[int], None]]:
+    """On a terminal (standard error), samples done and the time left; nothing elsewhere."""
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(compact=True))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        task = bar.add_task(name, total=count)
+        yield lambda done: bar.update(task, completed=done)
