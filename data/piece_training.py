@@ -11,6 +11,7 @@ TrainedKind = Literal["bpe", "unigram"]
 TRAINED: tuple[TrainedKind, ...] = get_args(TrainedKind)
 LINE_LENGTH = 1000  # characters; the trainer skips sentences of more than 4192 bytes
 MAX_LINES = 1_000_000
+SCORE_STEP = 1 / 16  # nats
 
 
 def train_pieces(texts: Iterable[str], *, kind: TrainedKind, vocab_size: int, seed: int) -> bytes:
@@ -39,6 +40,7 @@ def train_pieces(texts: Iterable[str], *, kind: TrainedKind, vocab_size: int, se
             add_dummy_prefix=False,
             allow_whitespace_only_pieces=True,
             user_defined_symbols=["\n", "\t"],
+            required_chars="\u2581",  # a space without a piece would be read back as the bytes of its mark
             unk_id=0,
             eos_id=1,
             eos_piece="<eod>",
@@ -50,7 +52,22 @@ def train_pieces(texts: Iterable[str], *, kind: TrainedKind, vocab_size: int, se
     except RuntimeError as error:
         reason = " ".join(str(error).split()).rpartition("] ")[2]  # drops the place in the C++ source
         raise DataError(f"vocab_size = {vocab_size}: SentencePiece cannot train a {kind} model: {reason}") from error
-    return model.getvalue()
+    return _round_scores(model.getvalue()) if kind == "unigram" else model.getvalue()
+
+
+def _round_scores(model: bytes) -> bytes:
+    """A unigram model with scores that are multiples of `SCORE_STEP`.
+
+    SentencePiece adds up scores in float32 from the beginning of a text. Their rounding would decide between spellings
+    of the same score (eight spaces as five and three, or as three and five), by what stands far before them. Multiples
+    of 1/16 add up exactly to 2^20 nats: more than 100,000 tokens.
+    """
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    proto = ModelProto.FromString(model)
+    for piece in proto.pieces:
+        piece.score = round(piece.score / SCORE_STEP) * SCORE_STEP
+    return proto.SerializeToString(deterministic=True)
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:

@@ -88,6 +88,11 @@ class PieceTokenizer:
     def decode(self, ids: "Sequence[int] | np.ndarray") -> str:
         return self._processor.decode([int(token) for token in ids if token != self.eod])
 
+    @property
+    def spells_space_mark(self) -> bool:
+        """Whether `encode` spells the space mark in bytes and so keeps it apart from a space."""
+        return bool(self._space_mark_ids)
+
     def _bytes_of_space_mark(self) -> list[int]:
         """Byte pieces that spell the space mark; none if the model has no bytes, or puts a space before a text."""
         processor = self._processor

@@ -1,0 +1,89 @@
+import random
+import sysconfig
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as FastTokenizer
+
+from data.piece_training import train_pieces
+from data.tokenizer import ByteTokenizer, PieceTokenizer, Tokenizer
+from formats.tokenizer import compare, write_fast_tokenizer
+
+LINES = 10_000
+
+
+def generated(generator: random.Random) -> str:
+    """A line of any characters, of neighbours in one script, of marks and joiners, of tabs and spaces."""
+    start = generator.choice([0x20, 0xA0, 0x300, 0x590, 0x900, 0x1100, 0x1E00, 0x2000, 0x3040, 0x4E00, 0xAC00, 0x1F300])
+    near = [chr(start + generator.randrange(0x100)) for _ in range(generator.randrange(20))]
+    anywhere = [chr(generator.choice([generator.randrange(0xD800), generator.randrange(0xE000, 0x110000)]))]
+    known = generator.choices(["\t", "  ", " ", "🙂", "👩‍👩‍👧", "e\u0301", "\u2581", "<eod>", "\x00", "=", "def"], k=10)
+    line = near + anywhere + known
+    generator.shuffle(line)
+    return "".join(line)
+
+
+@pytest.fixture(scope="session")
+def lines() -> list[str]:
+    """Ten thousand lines: the standard library's own source, and generated Unicode."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    source = (line for file in files for line in file.read_text(encoding="utf-8").split("\n"))
+    generator = random.Random(0)
+    return [*islice(source, LINES - 3000), *(generated(generator) for _ in range(3000))]
+
+
+@pytest.fixture(scope="session", params=["byte", "bpe", "unigram"])
+def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Tokenizer:
+    if request.param == "byte":
+        return ByteTokenizer()
+    path = tmp_path_factory.mktemp("model") / "tokenizer.model"
+    path.write_bytes(train_pieces(lines[:4000], kind=request.param, vocab_size=2000, seed=0))
+    return PieceTokenizer(path)
+
+
+@pytest.fixture(scope="session")
+def folder(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fast") / "tokenizer"
+    write_fast_tokenizer(ours, folder, context=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fast(folder: Path) -> FastTokenizer:
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.encode_special_tokens = True
+    return fast
+
+
+def test_ten_thousand_lines(ours: Tokenizer, fast: FastTokenizer, lines: list[str]) -> None:
+    assert len(lines) == LINES
+    for line in lines:
+        ids = ours.encode(line).tolist()
+        assert fast.encode(line).ids == ids
+        assert fast.decode(ids) == line
+    document = "\n".join(lines)
+    assert fast.encode(document).ids == ours.encode(document).tolist()
+
+
+@given(text=st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n\u2581<>0xA=e-"))))
+@settings(max_examples=300, deadline=None)
+def test_any_text(ours: Tokenizer, fast: FastTokenizer, text: str) -> None:
+    compare(ours, fast, "tokenizer", [text])
+
+
+@pytest.mark.slow
+def test_transformers_opens_it(ours: Tokenizer, folder: Path, lines: list[str], tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    opened = AutoTokenizer.from_pretrained(folder)
+    assert (opened.is_fast, opened.eos_token_id, opened.bos_token_id) == (True, ours.eod, None)
+    assert (opened.model_max_length, len(opened)) == (64, ours.vocab_size)
+    opened.save_pretrained(tmp_path)
+    for tokenizer in (opened, AutoTokenizer.from_pretrained(tmp_path)):
+        for line in [*lines[-500:], "<eod>", " <eod> ", "x\n\n"]:
+            ids = ours.encode(line).tolist()
+            assert tokenizer(line)["input_ids"] == ids
+            assert tokenizer.decode([*ids, ours.eod], skip_special_tokens=True) == line
