@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from configs.commands import Commands
-from launcher.commands import data, doctor, inference, jobs, runs, studies, training
+from launcher.commands import data, doctor, inference, jobs, models, runs, studies, training
 
 app = typer.Typer(
     cls=Commands,
@@ -51,6 +51,7 @@ COMMANDS = (
     runs.checkpoints,
     inference.generate,
     inference.evaluate,
+    models.export,
     runs.sync,
     runs.spike,
     studies.sweep,

@@ -1,0 +1,165 @@
+"""A run's weights as a folder that others open: a stock architecture of transformers, or plain safetensors of ours.
+
+Written to a hidden folder beside its place and moved there when it is complete: nothing is ever half there.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from configs.errors import ConfigError
+from configs.load import dump
+from configs.schema import ReparamConfig
+from data.tokenizer import Tokenizer
+from exchange.card import write_card
+from exchange.folded import FoldedWeights, architecture_and_model
+from exchange.origin import tokenizer_of
+from exchange.plain import PlainWeights, open_run
+from exchange.shards import Planned, write_shards
+from formats.architectures.architecture import Architecture
+from formats.architectures.tensors import Entry, Shape
+from formats.tokenizer import write_fast_tokenizer
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""As transformers calls them."""
+CONFIG, GENERATION, OUR_CONFIG = "config.json", "generation_config.json", "config.yaml"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to export, and how."""
+
+    run: Path
+    out: Path
+    to: Literal["hf", "plain"] = "hf"
+    step: int | None = None
+    dtype: str | None = None
+    """fp32, bf16 or fp16; default: the run's compute precision."""
+    max_shard_bytes: int = 2 * 10**9
+    tokenizer: Path | None = None
+    command: str = ""
+    """The command line, for the model card."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    folder: Path
+    checkpoint: Path
+    step: int
+    architecture: str | None
+    """Class of transformers; None for weights under our names."""
+    dtype: str
+    parameters: int
+    bytes: int
+    vocab_size: int
+
+
+def export(wanted: Wanted) -> Exported:
+    """Write the folder; memory holds one tensor at a time.
+
+    Raises: ConfigError, CheckpointError, DataError: no good checkpoint, a model that no architecture computes, no
+    tokenizer, or a place that cannot be written.
+    """
+    require_free(wanted.out)
+    plain = open_run(wanted.run, wanted.step)
+    tokenizer = tokenizer_of(plain, wanted.tokenizer)
+    dtype = wanted.dtype or plain.config.training.precision
+    if wanted.to == "hf":
+        architecture, model = architecture_and_model(plain.config.model)
+        weights = FoldedWeights(plain, model, tokenizer.vocab_size)
+        tensors = _their_tensors(architecture, weights, plain.config.training.sequence_length)
+        name = architecture.class_name
+        configs = _their_configs(architecture, weights, plain, tokenizer, NAMES[dtype])
+    else:
+        weights = FoldedWeights(plain, plain.config.model, tokenizer.vocab_size)
+        tensors = [_ours(weights, name) for name in weights.names]
+        name = None
+        configs = {OUR_CONFIG: _our_config(plain)}
+    with _written_whole(wanted.out) as folder:
+        size = write_shards(folder, tensors, DTYPES[dtype], wanted.max_shard_bytes)
+        for file, text in configs.items():
+            (folder / file).write_text(text, encoding="utf-8")
+        write_fast_tokenizer(tokenizer, folder, plain.config.training.sequence_length)
+        write_card(folder, plain, title=wanted.out.name, architecture=name, dtype=NAMES[dtype], command=wanted.command)
+    parameters = size // DTYPES[dtype].itemsize
+    step = plain.manifest.step
+    return Exported(wanted.out, plain.folder, step, name, dtype, parameters, size, tokenizer.vocab_size)
+
+
+def require_free(out: Path) -> None:
+    """Raises: ConfigError if something is there already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        what = "is not empty" if out.is_dir() else "is a file"
+        raise ConfigError(f"command line: --out = {out}: {what}; name a new folder, or an empty one")
+
+
+def _their_tensors(architecture: Architecture, weights: FoldedWeights, length: int) -> list[Planned]:
+    shapes = architecture.parameters(weights.model, weights.vocab_size, length)
+    ours = {name: weights.shape(name) for name in weights.names}
+    assert shapes == ours, f"not the tensors of this model: {sorted(shapes.items() ^ ours.items())}"
+    return [
+        Planned(entry.theirs, architecture.shape(entry, shapes), partial(_pack, entry, weights, entry.shapes(shapes)))
+        for entry in architecture.entries(weights.model, weights.vocab_size, length)
+    ]
+
+
+def _pack(entry: Entry, weights: FoldedWeights, shapes: Sequence[Shape]) -> Tensor:
+    known = set(weights.names)
+    missing = [name for name in entry.ours if name not in known]
+    assert not missing or (entry.zeros and len(missing) == len(entry.ours)), f"{entry.theirs}: {missing} are missing"
+    if missing:
+        return torch.zeros(entry.form.shape(shapes))
+    return entry.form.pack([weights.read(name) for name in entry.ours])
+
+
+def _ours(weights: FoldedWeights, name: str) -> Planned:
+    return Planned(name, weights.shape(name), partial(weights.read, name))
+
+
+def _their_configs(
+    architecture: Architecture, weights: FoldedWeights, plain: PlainWeights, tokenizer: Tokenizer, dtype: str
+) -> dict[str, str]:
+    """Texts of `config.json` and `generation_config.json`: no token begins a text, the end of a document ends one."""
+    config = architecture.config(weights.model, tokenizer.vocab_size, plain.config.training.sequence_length)
+    # Version 4 of transformers reads the latter of the two dtypes.
+    config |= {"bos_token_id": None, "eos_token_id": tokenizer.eod, "pad_token_id": None}
+    config |= {"dtype": dtype, "torch_dtype": dtype}
+    generation = {"eos_token_id": tokenizer.eod, "pad_token_id": tokenizer.eod}
+    return {CONFIG: _json(config), GENERATION: _json(generation)}
+
+
+def _our_config(plain: PlainWeights) -> str:
+    """The run's configuration, of a model whose weights are plain now."""
+    model = plain.config.model.model_copy(update={"reparam": ReparamConfig()})
+    return dump(plain.config.model_copy(update={"model": model}))
+
+
+def _json(values: dict[str, Any]) -> str:
+    return json.dumps(values, indent=2) + "\n"
+
+
+@contextmanager
+def _written_whole(out: Path) -> Iterator[Path]:
+    """A hidden folder that becomes `out` if all goes well, and else is gone. Raises: ConfigError for an OSError."""
+    scratch = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch.mkdir()
+        yield scratch
+        scratch.rename(out)  # over an empty folder, too
+    except OSError as error:
+        raise ConfigError(f"command line: --out = {out}: cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

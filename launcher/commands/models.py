@@ -1,0 +1,73 @@
+"""The commands that take models out, and bring them in."""
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from configs.errors import ConfigError
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.", metavar="RUN")],
+    out: Annotated[Path, typer.Option(help="Folder to write: a new one, or an empty one.", show_default=False)],
+    to: Annotated[
+        Literal["hf", "plain"],
+        typer.Option(help="hf: a model of transformers; plain: folded weights under our names."),
+    ] = "hf",
+    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the newest.", min=0)] = None,
+    dtype: Annotated[
+        Literal["fp32", "bf16", "fp16"] | None,
+        typer.Option(help="Of the weights; default: the run's training.precision.", show_default=False),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, such as 500MB or 4GiB.")] = "2GB",
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="The tokenizer's file, or byte; default: that of the run's data.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Write a run's weights as a folder that others open: gamma / sigma folded in, whole whatever the layout was.
+
+    A model that a stock architecture of transformers computes opens with AutoModelForCausalLM and AutoTokenizer,
+    without code of ours; of another one, --to hf says which keys stand in the way. Memory holds one tensor at a time.
+
+    \b
+    Examples:
+      steadytrain export runs/tiny --out exported/tiny
+      steadytrain export runs/tiny --step 1000 --dtype bf16 --max-shard-size 500MB --out exported/tiny-1000
+      steadytrain export runs/tiny --to plain --out exported/tiny-plain
+
+    Exit codes: 0 written, 1 crashed, 2 no good checkpoint, no architecture for it, no tokenizer, or no such place,
+    130 interrupted.
+    """
+    from exchange.export import Wanted
+    from exchange.export import export as write
+    from launcher.train import sigterm_exits
+
+    command = shlex.join(["steadytrain", *sys.argv[1:]])
+    wanted = Wanted(run, out, to, step, dtype, _bytes(max_shard_size), tokenizer, command)
+    with sigterm_exits():
+        done = write(wanted)
+    if as_json:
+        typer.echo(json.dumps(asdict(done), default=str))
+        return
+    what = done.architecture or "plain weights"
+    typer.echo(
+        f"{out}: {what}, {done.parameters:,} parameters in {done.dtype}, {done.bytes:,} bytes, "
+        f"step {done.step} of {done.checkpoint.parents[1]}"
+    )
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in UNITS or int(found[1]) == 0:
+        raise ConfigError(f"command line: --max-shard-size = {text}: must be a size such as 500MB, 2GB or 4GiB")
+    return int(found[1]) * UNITS[found[2].upper()]
