@@ -16,6 +16,8 @@ class Answer:
 
     state: Literal["answered", "absent", "failed", "hung"]
     said: str
+    output: str = ""
+    """All that it printed before it failed."""
 
 
 def ask(command: Sequence[str], seconds: float, environment: Mapping[str, str] | None = None) -> Answer:
@@ -43,5 +45,5 @@ def ask(command: Sequence[str], seconds: float, environment: Mapping[str, str] |
         return Answer("hung", f"`{' '.join(command)}`: no answer within {seconds:.0f} s")
     if process.returncode:
         words = (stderr.strip() or stdout.strip()).splitlines() or [f"exit code {process.returncode}"]
-        return Answer("failed", f"`{' '.join(command)}`: {words[-1].strip()}")
+        return Answer("failed", f"`{' '.join(command)}`: {words[-1].strip()}", stdout + stderr)
     return Answer("answered", stdout)

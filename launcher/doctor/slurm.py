@@ -14,8 +14,8 @@ from launcher.doctor.finding import Asked, Finding, ok, problem, warning
 
 CLIENTS = ("sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "sacct")
 """What submitting, watching, cancelling and requeueing call."""
-SECONDS = 12.0
-"""For one command. Slurm's own limit for a silent controller is 10 s (MessageTimeout)."""
+SECONDS = 8.0
+"""For one command. One that takes longer is of no use: `status` and requeueing wait for it."""
 SILENT = "is the controller (slurmctld) up, and SLURM_CONF the right file? Ask the site's staff"
 HERE = "go to a login node, use --cluster local, or `python -m cluster start` for a Slurm of your own"
 
@@ -53,9 +53,10 @@ def check(asked: Asked) -> Iterator[Finding]:
     if listed.state != "answered":
         yield problem("Slurm partitions", listed.said, SILENT)
         return
-    yield partitions(_parse(listed.said), site)
+    found = partitions(_parse(listed.said), site)
+    yield found
     yield accounts(_associations(), site)
-    if site is not None:
+    if site is not None and found.verdict != "problem":
         yield _job(site)
 
 
@@ -74,10 +75,10 @@ def clients(needed: bool) -> Finding | None:
 def controller(answer: Answer) -> Finding:
     """`scontrol ping`: one line per controller; a backup may be down."""
     if answer.state != "answered":
-        down = [line.strip() for line in answer.said.splitlines() if "DOWN" in line]
+        down = [line.strip() for line in answer.output.splitlines() if "DOWN" in line]
         return problem("Slurm controller", down[0] if down else answer.said, SILENT)
     lines = [line.strip() for line in answer.said.splitlines() if line.strip()]
-    if not any(line.endswith("UP") or "is UP" in line for line in lines):
+    if not any("is UP" in line for line in lines):
         return problem("Slurm controller", lines[0] if lines else "`scontrol ping` says nothing", SILENT)
     return ok("Slurm controller", "; ".join(lines))
 
@@ -132,7 +133,7 @@ def test_job(answer: Answer, *, nodes_are_down: bool) -> Finding:
         return ok(check, "Slurm would take a job of this site")
     if answer.state == "hung":
         return problem(check, answer.said, SILENT)
-    words = slurm_words(answer.said.rpartition("`: ")[2])
+    words = slurm_words(answer.output)
     if UNAVAILABLE in words and nodes_are_down:
         return warning(check, f"{words}: nodes are down now", "`sinfo -R` says why; a job would wait for them")
     return problem(

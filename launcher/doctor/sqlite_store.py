@@ -19,18 +19,30 @@ UNWRITABLE = "look at its owner and mode and those of its folder, or choose anot
 
 def check_file(path: Path) -> Iterator[Finding]:
     """Stops at the first problem."""
-    if not path.exists():
+    try:
+        is_there = path.exists()
+    except OSError as error:  # a folder on the way that is not ours to enter
+        yield problem(NAME, f"{path}: cannot be read: {error.strerror}", UNWRITABLE)
+        return
+    if not is_there:
         yield _absent(path)
         return
     try:
         with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=SECONDS_TO_LOCK)) as base:
             base.isolation_level = None
-            yield _reading(path, base)
-            yield _writing(path, base)
+            found = _reading(path, base)
+            yield found
+            if found.verdict == "ok":
+                yield _writing(path, base)
     except sqlite3.OperationalError as error:
         yield _complaint(path, error)
     except sqlite3.DatabaseError as error:  # its superclass: no database, or a damaged one
         yield problem(NAME, f"{path}: {error}", CORRUPT)
+
+
+def has_tables(path: Path) -> bool:
+    """Whether there is anything in it: MLflow would make the tables of an empty one."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _absent(path: Path) -> Finding:
@@ -47,9 +59,11 @@ def _absent(path: Path) -> Finding:
 def _reading(path: Path, base: sqlite3.Connection) -> Finding:
     """Its structure, as much of it as can be read in time. Raises sqlite3.Error."""
     tables = {name for (name,) in base.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if not tables:
+        return ok(NAME, f"{path} is empty: the first run makes its tables")
     if not {"experiments", "runs", "alembic_version"} <= tables:
         fix = "name another file: MLflow would make its tables in this one"
-        return problem(NAME, f"{path}: is no MLflow store: {len(tables)} tables, none of MLflow's", fix)
+        return problem(NAME, f"{path}: is no MLflow store: its {len(tables)} tables are others", fix)
     deadline = time.monotonic() + SECONDS_TO_READ
     base.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
     try:
@@ -68,7 +82,7 @@ def _writing(path: Path, base: sqlite3.Connection) -> Finding:
     """A table that is taken back before it is committed: it needs all that writing needs. Raises sqlite3.Error."""
     base.execute("BEGIN IMMEDIATE")
     try:
-        base.execute("CREATE TABLE steadytrain_doctor (nothing)")
+        base.execute("CREATE TABLE steadytrain_doctor (id)")
     finally:
         if base.in_transaction:  # SQLite ends one that cannot be written
             base.execute("ROLLBACK")

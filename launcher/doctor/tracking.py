@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.doctor.finding import Asked, Finding, ok, problem, warning
-from launcher.doctor.sqlite_store import check_file
-from monitoring.mlflow_store import connect, default_uri, failure, without_password
+from launcher.doctor.sqlite_store import check_file, has_tables
+from monitoring.mlflow_store import default_uri, failure, without_password
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -26,22 +26,25 @@ def check(asked: Asked) -> Iterator[Finding]:
     """The store of `--tracking-uri`, else MLFLOW_TRACKING_URI, else the runs folder's own."""
     os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(REQUEST_SECONDS)
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     uri = asked.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri(Path(asked.runs))
     if not uri.startswith("sqlite:///"):
         yield from store(uri)
         return
-    sound = True
-    for finding in check_file(Path(uri.removeprefix("sqlite:///")).absolute()):
+    sound, path = True, Path(uri.removeprefix("sqlite:///")).absolute()
+    for finding in check_file(path):
         sound = sound and finding.verdict == "ok"
         yield finding
-    if sound and Path(uri.removeprefix("sqlite:///")).is_file():
+    if sound and has_tables(path):
         yield from store(uri)  # its tables are those of this MLflow, or opening it fails
 
 
 def store(uri: str) -> Iterator[Finding]:
     """A store as MLflow's client sees it: a server, or a database."""
     try:
-        client = connect(uri)
+        from mlflow import MlflowClient  # in here: what it brings may be broken too
+
+        client = MlflowClient(tracking_uri=uri)  # not `connect`: that leaves a lock beside an SQLite store
         experiments = client.search_experiments(max_results=1)
     except Exception as error:  # noqa: BLE001 (whatever store or network do is a line of the report)
         yield problem(NAME, _shown(uri, error), fix(error))
@@ -60,13 +63,13 @@ def fix(error: BaseException) -> str:
     cause = error
     while (deeper := cause.__cause__ or cause.__context__) is not None:
         cause = deeper
-    address = "look at --tracking-uri or MLFLOW_TRACKING_URI"
+    address = "Look at --tracking-uri or MLFLOW_TRACKING_URI"
     if isinstance(cause, TimeoutError):
         return "it hangs, or a firewall drops what is sent: restart the server, or try from another network"
     if isinstance(cause, socket.gaierror):
-        return f"there is no such host: {address}"
+        return f"there is no such host. {address}"
     if isinstance(cause, ConnectionError):
-        return f"nothing listens there: start the server (`mlflow server`), or {address}"
+        return f"nothing listens there: start the server (`mlflow server`). {address}"
     if isinstance(cause, ImportError):
         return "install the database's driver beside MLflow, or use a server's address"
     code = cause.get_http_status_code() if isinstance(cause, MlflowException) else None
@@ -76,7 +79,7 @@ def fix(error: BaseException) -> str:
         return "made by another version of MLflow: back it up, then `mlflow db upgrade URI`"
     if "500 error responses" in str(cause):
         return "the server fails: look into its log, and at its own store"
-    return f"is it an MLflow store? {address.capitalize()}"
+    return f"is it an MLflow store? {address}"
 
 
 def _writing(uri: str, client: "MlflowClient", taken: str) -> Finding:
