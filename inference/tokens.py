@@ -1,33 +1,41 @@
-"""The tokenizer of a run, and how many bytes of text each of its tokens is."""
+"""The tokenizer and the data of a run, and how many bytes of text each token is."""
 
 from pathlib import Path
 
 import numpy as np
 
 from configs.errors import DataError
+from configs.schema import DataSource
+from data.manifest import SplitName
 from data.samples import Samples
-from data.tokenizer import SPACE_MARK, ByteTokenizer, PieceTokenizer, Tokenizer, load, open_tokenizer
+from data.tokenizer import SPACE_MARK, ByteTokenizer, PieceTokenizer, Tokenizer
+from exchange.origin import datasets, tokenizer_of
 from exchange.plain import PlainWeights
 
 
-def run_tokenizer(weights: PlainWeights, model: Path | None) -> Tokenizer:
-    """The tokenizer of the data that the run trained on, or, if its data are gone, the SentencePiece `model`.
+def run_tokenizer(weights: PlainWeights, named: Path | None) -> Tokenizer:
+    """The tokenizer of the data that the run was trained on, or `named`, its file.
 
-    Raises: DataError if it cannot be had, or the data are not those the run trained on.
+    Raises: ConfigError, DataError: the data are gone or prepared anew since, or the tokenizer is of another size.
     """
-    if model is not None:
-        return open_tokenizer(model)
-    require_same_data(weights)
-    return load(weights.config.data.sources[0].path)
+    tokenizer = tokenizer_of(weights, named)
+    if named is None:
+        samples_of(weights, "train")
+    return tokenizer
 
 
-def require_same_data(weights: PlainWeights) -> None:
-    """Raises: DataError if the run's data are missing, damaged, or prepared anew with another result."""
-    data, training = weights.config.data, weights.config.training
-    samples = Samples(data.sources, "train", training.sequence_length, training.seed)
-    if samples.fingerprint != weights.manifest.data_fingerprint:
-        folders = ", ".join(str(source.path) for source in data.sources)
+def samples_of(weights: PlainWeights, split: SplitName) -> Samples:
+    """What the run read, where its data are now. Raises: DataError if they are gone, or prepared anew since."""
+    training, sources = weights.config.training, weights.config.data.sources
+    places = [
+        DataSource(path=place, weight=source.weight)
+        for source, (place, _) in zip(sources, datasets(weights), strict=True)
+    ]
+    trained_on = Samples(places, "train", training.sequence_length, training.seed)
+    if trained_on.fingerprint != weights.manifest.data_fingerprint:
+        folders = ", ".join(str(place.path) for place in places)
         raise DataError(f"{folders}: not the data that {weights.folder} was trained on: prepared anew since")
+    return trained_on if split == "train" else Samples(places, split, training.sequence_length, training.seed)
 
 
 class TextBytes:

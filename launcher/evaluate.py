@@ -14,13 +14,13 @@ from rich.table import Table
 
 from configs.errors import CheckpointError, DataError
 from configs.schema import Config, DataSource
-from data.manifest import SplitName, read_manifest
+from data.manifest import SplitName
 from data.samples import Samples
-from data.tokenizer import load
+from exchange.origin import tokenizer_of
 from exchange.plain import PlainWeights, open_run
 from inference.evaluate import Evaluation, evaluate
 from inference.load import load_decoder, place
-from inference.tokens import TextBytes, require_same_data
+from inference.tokens import TextBytes, samples_of
 from training.checkpoint import store
 
 
@@ -102,8 +102,8 @@ def _checkpoints(run: Path, step: int | None, *, all_steps: bool) -> Iterator[Pl
 def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
     config = weights.config
     where = place(config, request.device, request.dtype)
-    samples, folder = _samples(request, weights)
-    default = eval_samples(config)
+    samples = _samples(request, weights)
+    default = _own_samples(config)
     count = default if request.samples is None else request.samples
     if count > sum(samples.windows):
         typer.echo(
@@ -111,7 +111,7 @@ def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
             "and ± takes them for different ones",
             err=True,
         )
-    tokenizer = load(folder)
+    tokenizer = tokenizer_of(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, where)
     with _bar(f"step {weights.manifest.step}", count) as advance:
         text_bytes, size = TextBytes(tokenizer), request.batch_size
@@ -120,26 +120,21 @@ def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
     return Evaluated(str(weights.folder), weights.manifest.step, result, weights.manifest.val_loss if same else None)
 
 
-def _samples(request: Request, weights: PlainWeights) -> tuple[Samples, Path]:
-    """(samples, a folder that has their tokenizer)."""
-    config = weights.config
-    training, sources = config.training, config.data.sources
-    require_same_data(weights)
-    if request.data is not None:
-        _require_same_tokenizer(request.data, sources[0].path)
-        sources = [DataSource(path=request.data)]
-    return Samples(sources, request.split, training.sequence_length, training.seed), sources[0].path
-
-
-def _require_same_tokenizer(data: Path, trained_on: Path) -> None:
-    if read_manifest(data).tokenizer.hash != read_manifest(trained_on).tokenizer.hash:
+def _samples(request: Request, weights: PlainWeights) -> Samples:
+    """Raises: DataError if `--data` were prepared with another tokenizer than the run's own."""
+    own, training = samples_of(weights, request.split), weights.config.training
+    if request.data is None:
+        return own
+    others = Samples([DataSource(path=request.data)], request.split, training.sequence_length, training.seed)
+    if others.tokenizer_hash != own.tokenizer_hash:
         raise DataError(
-            f"{data}: prepared with another tokenizer than {trained_on}, which the run was trained on: "
-            "prepare it with that one"
+            f"command line: --data = {request.data}: prepared with another tokenizer than "
+            f"{own.split(0).folder}, which the run was trained on: prepare it with that one"
         )
+    return others
 
 
-def eval_samples(config: Config) -> int:
+def _own_samples(config: Config) -> int:
     """How many validation samples the run itself looks at: whole global batches."""
     training = config.training
     return -(-training.eval_samples // training.global_batch_size) * training.global_batch_size
