@@ -154,6 +154,7 @@ class Architecture:
 
     def model(self, config: Mapping[str, Any], base: ModelConfig) -> ModelConfig:
         """The model of a `config.json`; what it does not say (initial values, reparametrisation, ...) is `base`'s.
+        Sizes that follow from others are filled in.
 
         Raises: CheckpointError, without the place, if we cannot express it.
         """
@@ -161,7 +162,10 @@ class Architecture:
         fields |= self._read(config)
         if self.rope:
             fields["rope_theta"] = _rope_theta(config, self.partial_rotary)
+        if not self.grouped:
+            fields["kv_heads"] = None
         model = _with(base, fields)
+        model = model.model_copy(update={"kv_heads": model.key_value_heads, "ffn_size": model.inner_size})
         for key in self.keys:
             if isinstance(key, Only) and not key.accepts(found := _value(config, key.key, key.default), model):
                 raise CheckpointError(f"{key.key} = {shown(found)}: only {shown(key.of(model))} can be expressed here")

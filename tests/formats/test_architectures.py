@@ -1,0 +1,178 @@
+"""Every stock architecture computes what the dense reference computes of the same parameters, and gives them back."""
+
+import json
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor
+
+from configs.errors import CheckpointError, ConfigError
+from configs.schema import ModelConfig
+from exchange.folded import FoldedWeights, architecture_and_model
+from formats.architectures.architecture import Architecture
+from formats.architectures.choice import architecture_of
+from formats.architectures.gpt2 import GPT2
+from formats.architectures.llama import LLAMA
+from tests.exchange.models import LENGTH, random_tokens, random_weights
+from tests.layouts import VOCAB
+
+BOUND = 1e-4
+SWIGLU = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu"}
+GELU = {"norm": "layernorm", "positions": "rope", "activation": "gelu"}
+PERI = {**SWIGLU, "norm_placement": "peri"}
+REORDERED = {**SWIGLU, "norm_placement": "reordered", "qk_norm": True}
+LEARNED = {**GELU, "positions": "learned"}
+CAPPED = {"attention_softcap": 2.0, "logit_softcap": 3.0, "embedding_scale": "sqrt_width", "tie_embeddings": True}
+MODELS: dict[str, dict[str, Any]] = {
+    "LlamaForCausalLM": {**SWIGLU, "kv_heads": 2, "rope_theta": 500.0, "norm_eps": 1e-3},
+    "LlamaForCausalLM biases tied": {**SWIGLU, "bias": True, "tie_embeddings": True},
+    "LlamaForCausalLM depth, scaled embedding": {
+        **SWIGLU,
+        "residual": {"kind": "depth"},
+        "embedding_scale": "sqrt_width",
+    },
+    "LlamaForCausalLM LayerScale biases": {**SWIGLU, "bias": True, "residual": {"kind": "layerscale"}},
+    "LlamaForCausalLM ReZero": {**SWIGLU, "residual": {"kind": "rezero"}},
+    "Qwen3ForCausalLM": {**SWIGLU, "qk_norm": True, "kv_heads": 2},
+    "Starcoder2ForCausalLM": {**GELU, "kv_heads": 2},
+    "Starcoder2ForCausalLM biases tied": {**GELU, "bias": True, "ffn_size": 48, "tie_embeddings": True},
+    "StableLmForCausalLM": {**GELU, "activation": "swiglu", "kv_heads": 2},
+    "StableLmForCausalLM QK-norm": {**GELU, "activation": "swiglu", "kv_heads": 2, "qk_norm": True},
+    "GPT2LMHeadModel": {**LEARNED},
+    "GPT2LMHeadModel biases tied": {**LEARNED, "bias": True, "tie_embeddings": True},
+    "ArceeForCausalLM": {**SWIGLU, "activation": "gelu", "kv_heads": 2},
+    "ArceeForCausalLM biases": {**SWIGLU, "activation": "gelu", "bias": True},
+    "Exaone4ForCausalLM": {**REORDERED, "kv_heads": 2},
+    "Exaone4ForCausalLM depth": {**REORDERED, "residual": {"kind": "depth"}},
+    "Gemma2ForCausalLM": {**PERI, "kv_heads": 2},
+    "Gemma2ForCausalLM caps tied": {**PERI, **CAPPED},
+    "PersimmonForCausalLM": {**GELU, "qk_norm": True},
+    "PersimmonForCausalLM biases": {**GELU, "qk_norm": True, "bias": True},
+}
+
+
+def theirs(model: dict[str, Any]) -> tuple[Architecture, FoldedWeights, dict[str, Tensor], dict[str, Any]]:
+    """A random model as its architecture has it: tensors and config.json."""
+    weights = random_weights(**model)
+    architecture, same = architecture_and_model(weights.config.model)
+    folded = FoldedWeights(weights, same, VOCAB)  # type: ignore[arg-type]
+    shapes = architecture.parameters(same, VOCAB, LENGTH)
+    tensors = {
+        entry.theirs: entry.form.pack([folded.read(name) for name in entry.ours])
+        if set(entry.ours) <= set(folded.names)
+        else torch.zeros(architecture.shape(entry, shapes))
+        for entry in architecture.entries(same, VOCAB, LENGTH)
+    }
+    return architecture, folded, tensors, json.loads(json.dumps(architecture.config(same, VOCAB, LENGTH)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_the_dense_reference(name: str) -> None:
+    architecture, folded, tensors, config = theirs(MODELS[name])
+    assert architecture.class_name == name.split()[0]
+    special = {"bos_token_id": None, "eos_token_id": 0, "pad_token_id": None}
+    model = transformers.AutoModelForCausalLM.from_config(transformers.AutoConfig.for_model(**config, **special)).eval()
+    missing, unexpected = model.load_state_dict(tensors, strict=False)
+    assert not unexpected and set(missing) <= ({"lm_head.weight"} if folded.model.tie_embeddings else set())
+    with torch.no_grad():
+        logits_BTV = model(random_tokens()).logits
+    expected_BTV = random_weights(**MODELS[name]).logits(random_tokens())
+    assert expected_BTV.std() > 0.5
+    assert (logits_BTV - expected_BTV).abs().max() < BOUND
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tensors_and_model_come_back(name: str) -> None:
+    """Norms that Gemma keeps as weight - 1 to rounding, all else to the bit."""
+    architecture, folded, tensors, config = theirs(MODELS[name])
+    assert architecture_of(config) is architecture
+    base = ModelConfig(bias=folded.model.bias, vocab_multiple=folded.model.vocab_multiple)
+    assert architecture.model(config, base) == folded.model
+    shapes = architecture.parameters(folded.model, VOCAB, LENGTH)
+    returned = set()
+    for entry in architecture.entries(folded.model, VOCAB, LENGTH):
+        parts = entry.form.unpack(tensors[entry.theirs], entry.shapes(shapes))
+        for ours, part in zip(entry.ours, parts, strict=True):
+            if ours in shapes:
+                assert torch.allclose(part, folded.read(ours), rtol=0, atol=2e-7 if "Gemma" in name else 0), ours
+                returned.add(ours)
+            else:
+                assert not part.any() and part.shape == entry.shapes(shapes)[entry.ours.index(ours)]
+    assert returned == set(folded.names)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            {**SWIGLU, "norm_placement": "post"},
+            "model.norm_placement = post: no architecture of transformers computes this model (the nearest: "
+            "LlamaForCausalLM needs model.norm_placement = pre); --to plain writes its weights under our names",
+        ),
+        (
+            {**GELU, "norm": "none"},
+            "model.norm = none: no architecture of transformers computes this model (the nearest: "
+            "Starcoder2ForCausalLM needs model.norm = layernorm); --to plain writes its weights under our names",
+        ),
+        (
+            {**SWIGLU, "qk_norm": True, "bias": True},
+            "model.qk_norm = true: no architecture of transformers computes this model (the nearest: "
+            "LlamaForCausalLM needs model.qk_norm = false); --to plain writes its weights under our names",
+        ),
+        (
+            {**LEARNED, "kv_heads": 2},
+            "model.positions = learned: no architecture of transformers computes this model (the nearest: "
+            "Starcoder2ForCausalLM needs model.positions = rope); --to plain writes its weights under our names",
+        ),
+        (
+            {**SWIGLU, "low_rank": {"targets": ("q",)}},
+            "model.low_rank.targets = [q]: no architecture of transformers computes this model (the nearest: "
+            "LlamaForCausalLM needs model.low_rank.targets = []); --to plain writes its weights under our names",
+        ),
+        (
+            {**SWIGLU, "norm_placement": "post", "residual": {"kind": "deepnorm"}},
+            "model.residual.kind = deepnorm and model.norm_placement = post: no architecture of transformers computes "
+            "this model (the nearest: LlamaForCausalLM needs model.residual.kind = plain and model.norm_placement = "
+            "pre); --to plain writes its weights under our names",
+        ),
+    ],
+    ids=["post-LN", "no norm", "QK-norm with biases", "learned positions with groups", "low rank", "deepnorm"],
+)
+def test_a_model_without_architecture_is_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        architecture_and_model(ModelConfig.model_validate(model))
+    assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        (LLAMA, {"hidden_act": "gelu"}, "hidden_act = gelu: only silu can be expressed here"),
+        (LLAMA, {"head_dim": 64}, "head_dim = 64: only 8 can be expressed here"),
+        (LLAMA, {"mlp_bias": True}, "mlp_bias = true: must be attention_bias = false: model.bias stands for both"),
+        (
+            LLAMA,
+            {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
+            "rope_parameters.rope_type = llama3: only default can be expressed here",
+        ),
+        (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: only 1 can be expressed here"),
+        (LLAMA, {"hidden_size": None}, "hidden_size: is missing"),
+        (GPT2, {"activation_function": "gelu_new"}, "activation_function = gelu_new: only gelu can be expressed here"),
+        (GPT2, {"n_layer": 0}, "model.layers = 0: Input should be greater than or equal to 1"),
+    ],
+    ids=lambda value: str(value)[:30] if isinstance(value, dict) else "",
+)
+def test_a_config_that_is_not_ours_is_refused(
+    architecture: Architecture, changes: dict[str, Any], message: str
+) -> None:
+    config = architecture.config(ModelConfig(hidden_size=32, heads=4), VOCAB, LENGTH)
+    with pytest.raises(CheckpointError) as error:
+        architecture.model(config | changes, ModelConfig())
+    assert str(error.value) == message
+
+
+def test_another_architecture_is_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"^architectures = \[MambaForCausalLM\]: must be LlamaForCausalLM, "):
+        architecture_of({"architectures": ["MambaForCausalLM"]})
