@@ -82,7 +82,7 @@ def product(name: str) -> Finding:
             if not torch.equal(got_NN.cpu().long(), exact_NN):
                 fix = "do not train on this device: run its vendor's diagnosis (dcgmi diag, memtest)"
                 return problem(check, f"wrong numbers in {str(dtype).removeprefix('torch.')}", fix)
-    except RuntimeError as error:  # torch's, for anything that a device complains of
+    except (RuntimeError, AssertionError) as error:  # torch's, for anything that a device complains of
         return problem(check, str(error).strip().splitlines()[0], "nvidia-smi: is it in use, full, or in error?")
     return ok(check, f"exact in fp32 and bf16{_named(name)}")
 
