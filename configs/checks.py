@@ -407,7 +407,7 @@ def _addresses(config: Config) -> Iterator[Problem]:
 def _init_from(config: Config) -> Iterator[Problem]:
     """A run that begins from itself is one that is continued; and --overwrite would delete what it begins from."""
     source, folder = config.init_from, config.run_dir
-    if source is not None and source.resolve().is_relative_to(folder.resolve()):
+    if source is not None and (config.hub_folder or source).resolve().is_relative_to(folder.resolve()):
         yield Problem(
             "init_from",
             f"must be another run: this one's folder is {folder}; choose another run.name, or unset init_from to "

@@ -11,6 +11,9 @@ from pydantic import Field
 from configs.section import Section
 from configs.stability import StabilityConfig
 
+HUB = "hf:"
+"""What `init_from` begins with if it names a Hugging Face checkpoint."""
+
 
 class RunConfig(Section):
     name: str = Field("run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*(/[A-Za-z0-9][A-Za-z0-9._+-]*)*$")
@@ -329,7 +332,14 @@ class Config(Section):
     profile: ProfileConfig = ProfileConfig()
     tracking: TrackingConfig = TrackingConfig()
     init_from: Path | None = None
-    """Start from the weights of another run: its folder (the newest good checkpoint), or one of its checkpoints."""
+    """Start from the weights of another run: its folder (the newest good checkpoint), or one of its checkpoints. Or
+    from a Hugging Face checkpoint on disk, as `hf:DIR`; `steadytrain import DIR` writes its model section."""
+
+    @property
+    def hub_folder(self) -> Path | None:
+        """DIR, if `init_from` is hf:DIR."""
+        named = "" if self.init_from is None else str(self.init_from)
+        return Path(named.removeprefix(HUB)) if named.startswith(HUB) else None
 
     @property
     def run_dir(self) -> Path:

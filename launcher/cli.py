@@ -52,6 +52,7 @@ COMMANDS = (
     inference.generate,
     inference.evaluate,
     models.export,
+    models.import_,
     runs.sync,
     runs.spike,
     studies.sweep,
@@ -61,4 +62,4 @@ COMMANDS = (
 """In the order of the help."""
 
 for _command in COMMANDS:
-    app.command()(_command)
+    app.command(_command.__name__.removesuffix("_"))(_command)

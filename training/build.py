@@ -19,6 +19,7 @@ from parallel.loss import VocabParallelLoss
 from parallel.pipeline import Pipeline, stage_indices, stage_layers
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
+from training.checkpoint.hub import HubWeights
 from training.checkpoint.weights import InitialWeights
 from training.optimizer import build_optimizer
 
@@ -75,7 +76,7 @@ def build_chunks(config: Config, topology: Topology, vocab_size: int) -> list[De
 
 
 def build_trainer(
-    config: Config, topology: Topology, vocab_size: int, weights: InitialWeights | None = None
+    config: Config, topology: Topology, vocab_size: int, weights: InitialWeights | HubWeights | None = None
 ) -> Trainer:
     """Everything one rank needs to train, from `weights` or, without them, from random ones; collective.
 

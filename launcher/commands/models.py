@@ -66,6 +66,26 @@ def export(
     )
 
 
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Hugging Face checkpoint on disk.", metavar="DIR")],
+    out: Annotated[Path, typer.Option(help="File to write.", metavar="model.yaml", show_default=False)],
+) -> None:
+    """Write the configuration of a run that starts from a Hugging Face checkpoint: extend it, and add data.
+
+    Weights stay where they are: init_from = hf:DIR reads them when the run begins, in any layout.
+
+    \b
+    Examples:
+      steadytrain import llama-1b --out llama-1b.yaml
+      steadytrain train llama-1b.yaml data.sources.0.path=runs/data/books model.reparam.kind=sigma
+
+    Exit codes: 0 written, 1 crashed, 2 a checkpoint that cannot be expressed here, or a file that is there already.
+    """
+    from exchange.model_file import write_model_file
+
+    typer.echo(write_model_file(folder, out))
+
+
 def _bytes(text: str) -> int:
     found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
     if found is None or found[2].upper() not in UNITS or int(found[1]) == 0:

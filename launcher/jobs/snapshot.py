@@ -9,7 +9,7 @@ from typing import Any
 import launcher
 from configs.atomic import write_atomically
 from configs.load import dump
-from configs.schema import Config
+from configs.schema import HUB, Config
 
 PACKAGES = (
     "comparison", "configs", "data", "formats", "launcher", "model", "monitoring", "parallel", "stability", "training",
@@ -60,7 +60,8 @@ def with_absolute_paths(config: Config) -> Config:
         "tracking": config.tracking.model_copy(update={"uri": _tracking_uri(config)}),
     }
     if config.init_from is not None:
-        changes["init_from"] = config.init_from.absolute()
+        hub = config.hub_folder
+        changes["init_from"] = config.init_from.absolute() if hub is None else Path(f"{HUB}{hub.absolute()}")
     return config.model_copy(update=changes)
 
 

@@ -49,7 +49,7 @@ def choose(config: Config) -> Source:
     """
     assert config.init_from is not None
     folders = _candidates(config.init_from)
-    with _naming(config):
+    with naming(config):
         if folders == [config.init_from]:
             source = Source(folders[0].resolve(), store.verify(folders[0], read_bytes=True), [])
         else:
@@ -67,6 +67,11 @@ def check_before_launch(config: Config) -> None:
     Raises: ConfigError, CheckpointError.
     """
     assert config.init_from is not None
+    if config.hub_folder is not None:
+        from training.checkpoint.hub import open_hub  # which imports torch
+
+        open_hub(config)
+        return
     damaged: list[CheckpointError] = []
     for folder in _candidates(config.init_from):
         try:
@@ -74,10 +79,10 @@ def check_before_launch(config: Config) -> None:
         except CheckpointError as error:
             damaged.append(error)
             continue
-        with _naming(config):
+        with naming(config):
             check_model(folder, manifest, config)
         return
-    with _naming(config):
+    with naming(config):
         raise damaged[0]
 
 
@@ -86,6 +91,17 @@ def check_model(folder: Path, manifest: Manifest, config: Config) -> None:
     then = manifest.config.get("model")
     if not isinstance(then, dict):
         raise CheckpointError(f"{folder}: its {MANIFEST} does not say what model it is of")
+    require_same_model(folder, then, config)
+    try:
+        ReparamConfig.model_validate(then.get("reparam"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, ("model", "reparam", *first["loc"])))
+        raise CheckpointError(f"{folder}: {key}: is not known to this version: {first['msg']}") from None
+
+
+def require_same_model(folder: Path, then: dict[str, Any], config: Config) -> None:
+    """Raise CheckpointError, with a line for each difference, unless `then`, a model section, means `config`'s."""
     different = differences(_meaning(then), _meaning(config.model.model_dump(mode="json")))
     if different:
         raise CheckpointError(
@@ -97,16 +113,10 @@ def check_model(folder: Path, manifest: Manifest, config: Config) -> None:
                 ]
             )
         )
-    try:
-        ReparamConfig.model_validate(then.get("reparam"))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", "reparam", *first["loc"])))
-        raise CheckpointError(f"{folder}: {key}: is not known to this version: {first['msg']}") from None
 
 
 @contextmanager
-def _naming(config: Config) -> Iterator[None]:
+def naming(config: Config) -> Iterator[None]:
     """Have an error about a checkpoint say which key names it."""
     try:
         yield

@@ -30,6 +30,7 @@ from parallel.sharding import Sharding, tensor_mesh, whole_tensors
 from parallel.spectral import SpectralReparam
 from parallel.topology import Topology
 from training.checkpoint import store
+from training.checkpoint.hub import HubWeights, choose_hub
 from training.checkpoint.source import Source, choose
 from training.reductions import from_logging_rank
 
@@ -103,7 +104,7 @@ class InitialWeights:
             spectral.start(config.model.reparam.model_copy(update={"gamma_init": "sigma"}), config.training.seed)
 
 
-def initial_weights(config: Config, topology: Topology, samples: Samples) -> InitialWeights | None:
+def initial_weights(config: Config, topology: Topology, samples: Samples) -> InitialWeights | HubWeights | None:
     """What `init_from` names; None if it is not set, or the run has checkpoints of its own. Collective.
 
     The logging rank reads every byte before any rank loads one.
@@ -116,9 +117,11 @@ def initial_weights(config: Config, topology: Topology, samples: Samples) -> Ini
     return from_logging_rank(topology, lambda: _choose(config, samples))
 
 
-def _choose(config: Config, samples: Samples) -> InitialWeights | None:
+def _choose(config: Config, samples: Samples) -> InitialWeights | HubWeights | None:
     if store.steps(config.run_dir / store.FOLDER):
         return None
+    if config.hub_folder is not None:
+        return choose_hub(config, samples)
     source = choose(config)
     problem = _other_tokens(source, samples) or _other_tables(source.folder, config, samples.vocab_size)
     if problem is not None:
