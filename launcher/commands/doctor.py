@@ -6,12 +6,16 @@ from typing import Annotated
 import typer
 
 from configs.commands import CRASH
+from launcher import complete
 
 
 def doctor(
     cluster: Annotated[
         str | None,
-        typer.Option(help="Also whether jobs can go to this site: one of configs/sites, or a YAML file."),
+        typer.Option(
+            help="Also whether jobs can go to this site: one of configs/sites, or a YAML file.",
+            autocompletion=complete.sites,
+        ),
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs whose disk is tried.", metavar="DIR")] = Path("runs"),
     tracking_uri: Annotated[

@@ -7,14 +7,25 @@ import typer
 
 from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
+from launcher import complete
 
 
 def submit(
-    config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Configuration file.",
+            metavar="CONFIG.yaml",
+            show_default=False,
+            autocompletion=complete.config_files,
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
     ] = None,
-    cluster: Annotated[str, typer.Option(help="A site of configs/sites, or a site's YAML file.")] = "local",
+    cluster: Annotated[
+        str, typer.Option(help="A site of configs/sites, or a site's YAML file.", autocompletion=complete.sites)
+    ] = "local",
     nodes: Annotated[str | None, typer.Option(help="Nodes: 2, or 2-4 for as many as there are.")] = None,
     tasks_per_node: Annotated[int | None, typer.Option(help="Processes on each node; default: its GPUs.")] = None,
     gpus_per_node: Annotated[int | None, typer.Option(help="GPUs on each node.")] = None,
@@ -77,7 +88,10 @@ def status(
     paths: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Folders of runs, of studies, or of several runs.", metavar="[PATH]...", show_default="runs"
+            help="Folders of runs, of studies, or of several runs.",
+            metavar="[PATH]...",
+            show_default="runs",
+            autocompletion=complete.runs_and_studies,
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with all fields, instead of a table.")] = False,
@@ -110,7 +124,10 @@ def status(
 
 
 def logs(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
     rank: Annotated[str, typer.Option(help="Which process; all: each line with its rank before it.")] = "0",
     err: Annotated[bool, typer.Option("--err", help="Only what went to stderr: progress and errors.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Only this attempt, from 1.", show_default=False)] = None,
@@ -148,7 +165,13 @@ def logs(
 
 def cancel(
     runs: Annotated[
-        list[Path], typer.Argument(help="Folders of runs, or of studies.", metavar="RUN...", show_default=False)
+        list[Path],
+        typer.Argument(
+            help="Folders of runs, or of studies.",
+            metavar="RUN...",
+            show_default=False,
+            autocompletion=complete.runs_and_studies,
+        ),
     ],
 ) -> None:
     """End the jobs of runs, or of all trials of a study, queued or running; one that has ended stays as it is.

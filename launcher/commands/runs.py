@@ -7,10 +7,14 @@ import typer
 
 from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
+from launcher import complete
 
 
 def watch(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
     once: Annotated[bool, typer.Option("--once", help="Print how it stands now, and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1, max=3600)] = 1.0,
 ) -> None:
@@ -39,7 +43,10 @@ def watch(
 
 
 def pictures(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
 ) -> None:
     """Draw a run's pictures, as it stands now: which head collapsed first, loss with its events, logits, spectra.
 
@@ -58,7 +65,10 @@ def pictures(
 
 
 def checkpoints(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -87,9 +97,15 @@ def checkpoints(
 
 
 def spike(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
     record: Annotated[
-        str | None, typer.Argument(help="A record's id, or the step it begins with.", metavar="[ID]")
+        str | None,
+        typer.Argument(
+            help="A record's id, or the step it begins with.", metavar="[ID]", autocompletion=complete.spikes
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Samples of the batch whose text is shown.", min=0)] = 4,
     replay: Annotated[
@@ -131,7 +147,10 @@ def spike(
 
 
 def sync(
-    run: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False)],
+    run: Annotated[
+        Path,
+        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
+    ],
 ) -> None:
     """Send MLflow what a run could not: points and files that were left, and how it ended.
 

@@ -5,18 +5,27 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from launcher import complete
+
 if TYPE_CHECKING:
     from comparison.selection import Selection
 
 
 def sweep(
-    study: Annotated[Path, typer.Argument(help="Study file.", metavar="STUDY.yaml", show_default=False)],
+    study: Annotated[
+        Path,
+        typer.Argument(
+            help="Study file.", metavar="STUDY.yaml", show_default=False, autocompletion=complete.study_files
+        ),
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Values that replace those of every trial.", metavar="[key.sub=value]..."),
     ] = None,
     jobs: Annotated[int | None, typer.Option(help="Trials at a time; default: what the machine holds.", min=1)] = None,
-    recipes: Annotated[str | None, typer.Option(help="Only these recipes: a,b.", show_default=False)] = None,
+    recipes: Annotated[
+        str | None, typer.Option(help="Only these recipes: a,b.", show_default=False, autocompletion=complete.recipes)
+    ] = None,
     shapes: Annotated[str | None, typer.Option(help="Only these shapes: a,b.", show_default=False)] = None,
     learning_rates: Annotated[
         str | None, typer.Option(help="Only these learning rates: 1e-3,1e-2.", show_default=False)
@@ -24,7 +33,12 @@ def sweep(
     seeds: Annotated[str | None, typer.Option(help="Only these seeds: 0,1.", show_default=False)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would run; run nothing.")] = False,
     cluster: Annotated[
-        str | None, typer.Option(help="Queue the trials on this site instead, as an array of jobs.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Queue the trials on this site instead, as an array of jobs.",
+            show_default=False,
+            autocompletion=complete.sites,
+        ),
     ] = None,
     nodes: Annotated[str | None, typer.Option(help="Nodes of each trial (with --cluster).")] = None,
     tasks_per_node: Annotated[int | None, typer.Option(help="Processes on each node (with --cluster).")] = None,
@@ -85,11 +99,17 @@ def _sweep_on(
 
 
 def compare(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study.", metavar="DIR", show_default=False)],
+    folder: Annotated[
+        Path,
+        typer.Argument(help="Folder of a study.", metavar="DIR", show_default=False, autocompletion=complete.studies),
+    ],
     against: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of another study: compare the two, recipe by recipe.", metavar="DIR", show_default=False
+            help="Folder of another study: compare the two, recipe by recipe.",
+            metavar="DIR",
+            show_default=False,
+            autocompletion=complete.studies,
         ),
     ] = None,
 ) -> None:

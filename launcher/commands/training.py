@@ -6,10 +6,19 @@ from typing import Annotated
 import typer
 
 from configs.commands import DIVERGED
+from launcher import complete
 
 
 def train(
-    config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Configuration file.",
+            metavar="CONFIG.yaml",
+            show_default=False,
+            autocompletion=complete.config_files,
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
     ] = None,
@@ -53,13 +62,23 @@ def train(
 
 
 def plan(
-    config: Annotated[Path, typer.Argument(help="Configuration file.", metavar="CONFIG.yaml", show_default=False)],
+    config: Annotated[
+        Path,
+        typer.Argument(
+            help="Configuration file.",
+            metavar="CONFIG.yaml",
+            show_default=False,
+            autocompletion=complete.config_files,
+        ),
+    ],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
     ] = None,
     nodes: Annotated[int, typer.Option(help="Nodes.", min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs on each node.", min=1)] = 8,
-    device: Annotated[str, typer.Option(help="Kind of GPU: h100, a100, h200, ...")] = "h100",
+    device: Annotated[
+        str, typer.Option(help="Kind of GPU: h100, a100, h200, ...", autocompletion=complete.devices)
+    ] = "h100",
     vocab_size: Annotated[
         int | None, typer.Option(help="Tokens of the vocabulary; default: that of the data.", min=2, show_default=False)
     ] = None,
