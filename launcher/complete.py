@@ -5,6 +5,7 @@ Asked at every keystroke: file names only, nothing heavy is imported, and what c
 
 from collections.abc import Iterator
 from contextlib import suppress
+from os.path import dirname
 from pathlib import Path
 
 import typer
@@ -53,11 +54,11 @@ def recipes(ctx: typer.Context, incomplete: str) -> list[str]:
     from configs.errors import ConfigError
     from configs.files import parse_yaml
 
-    study, (before, comma, begun) = ctx.params.get("study"), incomplete.rpartition(",")
+    study, (before, comma, begun) = _argument(ctx, "study"), incomplete.rpartition(",")
     if study is None:
         return []
     with suppress(OSError, UnicodeDecodeError, ConfigError):
-        values = parse_yaml(Path(study).read_text("utf-8"), str(study))
+        values = parse_yaml(study.read_text("utf-8"), str(study))
         names = values.get("recipes") if isinstance(values, dict) else None
         return [f"{before}{comma}{name}" for name in names or () if str(name).startswith(begun)]
     return []
@@ -83,7 +84,7 @@ def devices(incomplete: str) -> list[str]:
 
 
 def _folders(incomplete: str, markers: tuple[str, ...]) -> list[str]:
-    base = Path(incomplete).parent if "/" in incomplete else Path(RUNS)
+    base = Path(dirname(incomplete)) if "/" in incomplete else Path(RUNS)
     found = {path.parent for marker in markers for depth in ("*", "*/*") for path in _glob(base, f"{depth}/{marker}")}
     shown = sorted(f"{incomplete[:2] if incomplete.startswith('./') else ''}{path}" for path in found)
     return [path for path in shown if path.startswith(incomplete)]
@@ -92,7 +93,7 @@ def _folders(incomplete: str, markers: tuple[str, ...]) -> list[str]:
 def _yaml(incomplete: str) -> list[str]:
     """Of the folder that is typed and the one below it; where none is, of this one and of `configs`."""
     if "/" in incomplete:
-        base = Path(incomplete).parent
+        base = Path(dirname(incomplete))
         found = [*_glob(base, "*.yaml"), *_glob(base, "*/*.yaml")]
     else:
         found = [*_glob(Path(), "*.yaml"), *_glob(Path("configs"), "*.yaml"), *_glob(Path("configs"), "*/*.yaml")]
@@ -101,8 +102,14 @@ def _yaml(incomplete: str) -> list[str]:
 
 
 def _inside(ctx: typer.Context, folder: str, pattern: str) -> list[Path]:
-    run = ctx.params.get("run")
-    return [] if run is None else list(_glob(Path(run) / folder, pattern))
+    run = _argument(ctx, "run")
+    return [] if run is None else list(_glob(run / folder, pattern))
+
+
+def _argument(ctx: typer.Context, name: str) -> Path | None:
+    """The first argument, as far as it was parsed: the option that is being completed has no value yet."""
+    given = ctx.params.get(name) or next(iter(ctx.args), None)
+    return None if given is None else Path(given)
 
 
 def _glob(base: Path, pattern: str) -> Iterator[Path]:

@@ -6,11 +6,21 @@ from typing import Annotated
 import typer
 
 from configs.errors import ConfigError
+from launcher import complete
 
 Run = Annotated[
-    Path, typer.Argument(help="Folder of a run, or of one of its checkpoints.", metavar="RUN", show_default=False)
+    Path,
+    typer.Argument(
+        help="Folder of a run, or of one of its checkpoints.",
+        metavar="RUN",
+        show_default=False,
+        autocompletion=complete.runs,
+    ),
 ]
-Step = Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the newest good one.", min=0)]
+Step = Annotated[
+    int | None,
+    typer.Option(help="Step of the checkpoint; default: the newest good one.", min=0, autocompletion=complete.steps),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Dtype = Annotated[str | None, typer.Option(help="fp32 or bf16; default: what the run computed in.")]
 

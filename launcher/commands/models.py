@@ -11,18 +11,24 @@ from typing import Annotated, Literal
 import typer
 
 from configs.errors import ConfigError
+from launcher import complete
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Run folder, or one of its checkpoints.", metavar="RUN")],
+    run: Annotated[
+        Path, typer.Argument(help="Run folder, or one of its checkpoints.", metavar="RUN", autocompletion=complete.runs)
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write: a new one, or an empty one.", show_default=False)],
     to: Annotated[
         Literal["hf", "plain"],
         typer.Option(help="hf: a model of transformers; plain: folded weights under our names."),
     ] = "hf",
-    step: Annotated[int | None, typer.Option(help="Step of the checkpoint; default: the newest.", min=0)] = None,
+    step: Annotated[
+        int | None,
+        typer.Option(help="Step of the checkpoint; default: the newest.", min=0, autocompletion=complete.steps),
+    ] = None,
     dtype: Annotated[
         Literal["fp32", "bf16", "fp16"] | None,
         typer.Option(help="Of the weights; default: the run's training.precision.", show_default=False),
