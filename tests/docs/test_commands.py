@@ -31,6 +31,7 @@ OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=.*", re.S)
 MINUTES = 60.0
 NOT_RUN = {"make test": "it is what runs this test", "make install": "it would build .venv again, from the network"}
 """Commands that the run of a page leaves out, and why."""
+UNDER_WAY = ("pending", "starting", "running", "ending", "requeued")
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -203,7 +204,7 @@ def _started(command: str, folder: Path, environment: dict[str, str]) -> Iterato
 def _wait_for_jobs(folder: Path, environment: dict[str, str]) -> None:
     """Until no job of the folder is queued or running."""
     deadline = time.monotonic() + 10 * MINUTES
-    while any(run["state"] in ("running", "queued", "pending") for run in _runs(folder, environment)):
+    while any(run["state"] in UNDER_WAY for run in _runs(folder, environment)):
         assert time.monotonic() < deadline, "a job did not end"
 
 

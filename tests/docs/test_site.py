@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from comparison.study_file import StudyFile
 from configs import describe
 from configs.sites import Site
-from launcher.cli import COMMANDS
+from launcher.cli import app
 from tests.docs.documents import ROOT
 
 DOCS = ROOT / "docs"
@@ -70,8 +71,8 @@ def test_the_reference_has_every_key_and_every_command(site: Path) -> None:
     for key in [*leaves, *StudyFile.model_fields, *Site.model_fields["resources"].default.model_fields]:
         assert re.search(rf"id=\"?\w+\.(resources\.)?{re.escape(key)}\"?", text) or f">{key}" in text, key
     commands = (site / "commands.html").read_text(encoding="utf-8")
-    for command in COMMANDS:
-        assert f"Usage: steadytrain {command.__name__} " in commands
+    for name in typer.main.get_command(app).commands:
+        assert f"Usage: steadytrain {name} " in commands
 
 
 def test_links_out_of_the_docs_lead_to_pages(site: Path) -> None:
