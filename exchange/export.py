@@ -160,6 +160,8 @@ def _written_whole(out: Path) -> Iterator[Path]:
         yield scratch
         scratch.rename(out)  # over an empty folder, too
     except OSError as error:
-        raise ConfigError(f"command line: --out = {out}: cannot be written: {error.strerror}") from error
+        raise ConfigError(
+            f"command line: --out = {out}: cannot be written: {error.filename}: {error.strerror}"
+        ) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
