@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from comparison.selection import ALL, Selection
 from comparison.study import Study, Trial, load_study
@@ -17,6 +18,29 @@ def dry_run(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) ->
     study = load_study(path, overrides)
     asked = only.of(study)
     return list(_lines(study, asked, unfinished(study, asked)))
+
+
+def planned(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) -> dict[str, Any]:
+    """The same for scripts, trial by trial. Raises as `dry_run`."""
+    study = load_study(path, overrides)
+    asked = only.of(study)
+    pending = set(map(id, unfinished(study, asked)))
+    return {
+        "study": study.name,
+        "dir": str(study.dir),
+        "trials": [
+            {
+                "recipe": trial.recipe,
+                "shape": trial.shape,
+                "learning_rate": trial.lr,
+                "seed": trial.seed,
+                "steps": trial.config.training.steps,
+                "tokens": trial.tokens,
+                "has_result": id(trial) not in pending,
+            }
+            for trial in asked
+        ],
+    }
 
 
 def require_data(path: Path, overrides: Sequence[str] = (), only: Selection = ALL) -> None:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -53,6 +53,38 @@ def choose(run_dir: Path, ids: list[str], wanted: str) -> str:
         raise ConfigError(f"{run_dir}: {wanted} may be {' or '.join(meant)}; give more of it")
     nearest = get_close_matches(wanted, ids, 1, cutoff=0.0)
     raise ConfigError(f"{run_dir}: has no record {wanted}; did you mean {nearest[0]}?")
+
+
+def listed(run_dir: Path, ids: list[str]) -> list[dict[str, Any]]:
+    """What scripts may want to know of records. Raises: DataError if one is damaged."""
+    from stability.record import Record, path_of
+
+    return [_described(name, Record.read(path_of(run_dir, name))) for name in ids]
+
+
+def examined(run_dir: Path, name: str) -> dict[str, Any]:
+    """The same of one record, and what moved. Raises: DataError if it is damaged."""
+    from dataclasses import asdict
+
+    from stability.culprit import examine
+    from stability.record import Record, path_of
+
+    record = Record.read(path_of(run_dir, name))
+    seen = examine(record)
+    findings = [asdict(finding) for finding in seen.findings]
+    return _described(name, record) | {"conclusion": seen.conclusion, "findings": findings}
+
+
+def _described(name: str, record: "Record") -> dict[str, Any]:
+    alarm = record.alarm
+    return {
+        "id": name,
+        "step": alarm.step,
+        "severity": alarm.severity,
+        "detector": alarm.detector,
+        "where": alarm.where,
+        "reason": alarm.reason,
+    }
 
 
 def listing(run_dir: Path, ids: list[str]) -> Table:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from configs.errors import ConfigError
+from launcher.as_json import as_json as json
 
 
 def prepare(
@@ -25,6 +26,7 @@ def prepare(
     check: Annotated[
         Path | None, typer.Option(help="Verify this dataset instead: read every byte and compare.", metavar="DIR")
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
 ) -> None:
     """Tokenise a corpus into a dataset, or verify one.
 
@@ -33,11 +35,17 @@ def prepare(
       steadytrain prepare stdlib --out runs/data/stdlib-bytes
       steadytrain prepare books/ 'web/*.jsonl.zst' --tokenizer bpe --vocab-size 32000 --out data/books
       steadytrain prepare --check data/books
+
+    JSON: {"out", "reused" (it was there), "vocab_size", "train": {"tokens", "documents"},
+    "validation": {"tokens", "documents"}}; with --check {"out", "tokens", "fingerprint"}.
+
+    Exit codes: 0 the dataset is there and whole, 2 no such input, a damaged dataset, or one made with other settings,
+    130 interrupted.
     """
     if check is not None:
         if inputs or out is not None:
             raise ConfigError("command line: --check verifies a dataset and takes neither INPUT nor --out")
-        _verify(check)
+        _verify(check, as_json=as_json)
         return
     if not inputs:
         raise ConfigError("command line: INPUT: must name a folder, a glob, a .jsonl file or stdlib")
@@ -59,6 +67,13 @@ def prepare(
             seed=seed,
             force=force,
         )
+    if as_json:
+        splits = {
+            "train": {"tokens": dataset.train_tokens, "documents": dataset.train_documents},
+            "validation": {"tokens": dataset.validation_tokens, "documents": dataset.validation_documents},
+        }
+        typer.echo(json({"out": str(out), "reused": dataset.reused, "vocab_size": dataset.vocab_size} | splits))
+        return
     typer.echo(
         f"{out}: {dataset.train_tokens:,} training tokens in {dataset.train_documents:,} documents, "
         f"{dataset.validation_tokens:,} validation tokens in {dataset.validation_documents:,}, "
@@ -66,9 +81,12 @@ def prepare(
     )
 
 
-def _verify(folder: Path) -> None:
+def _verify(folder: Path, *, as_json: bool) -> None:
     from data.dataset import verify
 
     manifest = verify(folder)
     tokens = manifest.train.tokens + manifest.validation.tokens
+    if as_json:
+        typer.echo(json({"out": str(folder), "tokens": tokens, "fingerprint": manifest.fingerprint}))
+        return
     typer.echo(f"{folder}: complete and undamaged, {tokens:,} tokens, fingerprint {manifest.fingerprint}")

@@ -30,7 +30,6 @@ def doctor(
 
     Nothing is changed: what it writes it takes away again. What is absent and was not asked for is ok.
 
-    \b
     JSON: {"verdict": ok|warning|problem, "checks": [{"check", "verdict", "found", "fix" (or null)}, ...]}
 
     \b

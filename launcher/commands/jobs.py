@@ -8,6 +8,7 @@ import typer
 from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
 from launcher import complete
+from launcher.as_json import as_json as json
 
 
 def submit(
@@ -47,6 +48,7 @@ def submit(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Refuse a run of the same name instead of continuing it.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a line.")] = False,
 ) -> None:
     """Submit a training to Slurm (or, with --cluster local, to this machine in the background).
 
@@ -58,8 +60,16 @@ def submit(
       steadytrain submit run.yaml --cluster mysite.yaml --nodes 2 --gpus-per-node 8 --time 12:00:00
       steadytrain submit run.yaml --cluster mysite.yaml --nodes 2 --dry-run
       steadytrain submit configs/tiny.yaml parallel.tp=2 --tasks-per-node 2
+
+    JSON: {"jobs": [id, ...], "cluster", "run", "continued_from" (a checkpoint, or null)}
+
+    Exit codes: 0 queued (or the script printed), 1 Slurm refuses or does not answer, 2 a mistake in the configuration,
+    the site or the command line.
     """
     from shlex import quote
+
+    if dry_run and as_json:
+        raise ConfigError("command line: --dry-run, --json: only one of them; a batch script is no JSON")
 
     from launcher.jobs.request import read_request
 
@@ -78,6 +88,10 @@ def submit(
         return
     submitted = jobs.submit(request, overwrite=overwrite, fresh=fresh, chain=chain, retries=retries)
     run_dir = submitted.job.run_dir
+    if as_json:
+        values = {"jobs": submitted.job.ids, "cluster": cluster, "run": run_dir}
+        typer.echo(json(values | {"continued_from": submitted.continued_from}))
+        return
     begins = f"continues from {submitted.continued_from}" if submitted.continued_from else "begins"
     typer.echo(
         f"job {', '.join(submitted.job.ids)} on {cluster}: {run_dir} {begins}; steadytrain status {quote(run_dir)}"
@@ -104,10 +118,11 @@ def status(
       steadytrain status runs/tiny
       steadytrain status runs/demo --json
 
+    JSON: [{"run", "name", "study", "state", "step", "steps", "loss", "tokens_per_s", "eta_s", "job_ids",
+    "attempts", "last_event", ...}, ...]; of a single run also "attempt_list".
+
     Exit codes: 0 whatever the runs' states are, 2 no run there.
     """
-    import json
-
     from rich.console import Console
 
     from launcher.jobs.status import WIDTH, records, report, statuses
@@ -115,7 +130,7 @@ def status(
     asked = paths or [Path("runs")]
     found = statuses(asked)
     if as_json:
-        typer.echo(json.dumps(records(found), indent=2))
+        typer.echo(json(records(found)))
         return
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
@@ -142,6 +157,8 @@ def logs(
       steadytrain logs runs/tiny
       steadytrain logs runs/tiny --rank 3 --err
       steadytrain logs runs/tiny -f --rank all
+
+    Exit codes: 0 printed, 2 no job there, or no such rank or attempt, 130 interrupted (the usual way to leave -f).
     """
     from launcher.jobs.logs import follow_logs, print_logs
 
@@ -173,6 +190,7 @@ def cancel(
             autocompletion=complete.runs_and_studies,
         ),
     ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
     """End the jobs of runs, or of all trials of a study, queued or running; one that has ended stays as it is.
 
@@ -180,8 +198,19 @@ def cancel(
     Examples:
       steadytrain cancel runs/tiny
       steadytrain cancel runs/study
-    """
-    from launcher.jobs.cancel import cancel as cancel_jobs
 
-    for line in cancel_jobs(runs):
+    JSON: [{"run", "was" (its state before), "cancelled": [job id, ...], "not_ended": [Slurm's state, ...]}, ...]
+
+    Exit codes: 0 cancelled, or nothing to cancel, 1 Slurm refuses or does not answer, 2 no job there.
+    """
+    from dataclasses import asdict
+
+    from launcher.jobs.cancel import cancel as cancel_jobs
+    from launcher.jobs.cancel import what_follows
+
+    found = cancel_jobs(runs)
+    if as_json:
+        typer.echo(json([asdict(entry) for entry in found]))
+        return
+    for line in [*(entry.line() for entry in found), *what_follows(runs, found)]:
         typer.echo(line)

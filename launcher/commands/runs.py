@@ -8,6 +8,7 @@ import typer
 from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
 from launcher import complete
+from launcher.as_json import as_json as json
 
 
 def watch(
@@ -27,6 +28,8 @@ def watch(
     Examples:
       steadytrain watch runs/tiny
       steadytrain watch runs/tiny --once
+
+    Exit codes: 0 the run has ended (or was shown once), 2 no run there, 130 interrupted (the usual way to leave).
     """
     from rich.console import Console
 
@@ -51,8 +54,10 @@ def pictures(
     """Draw a run's pictures, as it stands now: which head collapsed first, loss with its events, logits, spectra.
 
     \b
-    Example:
+    Examples:
       steadytrain pictures runs/tiny
+
+    Exit codes: 0 drawn (the paths are printed), 2 no run there, or it cannot be written.
     """
     from launcher.watch import require_run
     from monitoring.pictures import draw_pictures
@@ -80,9 +85,11 @@ def checkpoints(
       steadytrain checkpoints runs/tiny --verify
       steadytrain checkpoints runs/tiny --json
 
+    JSON: [{"path", "step", "good", "verdict", "tokens", "bytes", "created" (seconds since 1970), "layout",
+    "val_loss"}, ...]
+
     Exit codes: 0 listed (a damaged one too: see its verdict), 2 no run, or a run without checkpoints.
     """
-    import json
     from dataclasses import asdict
 
     from rich.console import Console
@@ -91,7 +98,7 @@ def checkpoints(
 
     found = listed(run, read_bytes=verify)
     if as_json:
-        typer.echo(json.dumps([asdict(entry) for entry in found], indent=2))
+        typer.echo(json([asdict(entry) for entry in found]))
     else:
         Console(highlight=False).print(table(found))
 
@@ -114,6 +121,7 @@ def spike(
     layout: Annotated[
         str, typer.Option(help="With --replay: the run's own layout (same), one process (single), or both.")
     ] = "both",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; neither the batch nor a picture.")] = False,
 ) -> None:
     """Show what led to an alarm: which layer, head, matrix or rank moved first, and the text of the batch.
 
@@ -124,16 +132,26 @@ def spike(
       steadytrain spike runs/tiny
       steadytrain spike runs/tiny 000123-loss_spike
       steadytrain spike runs/tiny 123 --replay
+      steadytrain spike runs/tiny --json
+
+    JSON: [{"id", "step", "severity", "detector", "where", "reason"}, ...] without an ID, whatever their number;
+    with one, that record, and its "conclusion" and "findings": [{"quantity", "where", "step", "z", "before",
+    "value", "sentence"}, ...].
 
     Exit codes: 0 shown, 2 no run, no record or none of that id, 1 a rerun failed.
     """
     from rich.console import Console
 
-    from launcher.spike import LAYOUTS, WIDTH, choose, find, listing, show
+    from launcher.spike import LAYOUTS, WIDTH, choose, examined, find, listed, listing, show
 
     if layout not in LAYOUTS:
         raise ConfigError(f"command line: --layout = {layout}: must be same, single or both")
+    if as_json and replay:
+        raise ConfigError("command line: --json, --replay: only one of them")
     ids = find(run)
+    if as_json:
+        typer.echo(json(listed(run, ids) if record is None else examined(run, choose(run, ids, record))))
+        return
     console = Console(highlight=False, markup=False, emoji=False)
     if not console.is_terminal:
         console.width = WIDTH
@@ -155,7 +173,7 @@ def sync(
     """Send MLflow what a run could not: points and files that were left, and how it ended.
 
     \b
-    Example:
+    Examples:
       steadytrain sync runs/tiny
 
     Exit codes: 0 all is delivered, 2 no tracked run, a run under way, or a store that does not take it.

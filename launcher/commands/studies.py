@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from configs.errors import ConfigError
 from launcher import complete
+from launcher.as_json import as_json as json
 
 if TYPE_CHECKING:
     from comparison.selection import Selection
@@ -44,6 +46,7 @@ def sweep(
     tasks_per_node: Annotated[int | None, typer.Option(help="Processes on each node (with --cluster).")] = None,
     time: Annotated[str | None, typer.Option(help="Time limit of each trial (with --cluster).")] = None,
     partition: Annotated[str | None, typer.Option(help="Partition (with --cluster).")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON.")] = False,
 ) -> None:
     """Run a study's trials (recipes x shapes x learning rates x seeds) here or on a cluster; resumes where it stopped.
 
@@ -54,14 +57,26 @@ def sweep(
       steadytrain sweep configs/studies/stabilisers.yaml --dry-run
       steadytrain sweep configs/studies/stabilisers.yaml --recipes pre-ln,qk-norm --seeds 0
       steadytrain sweep configs/studies/demo.yaml --cluster mysite.yaml --jobs 8
+
+    JSON: {"study", "dir", "trials": [{"recipe", "shape", "learning_rate", "seed", "steps", "tokens",
+    "has_result"}, ...]}
+
+    Exit codes: 0 all trials have ended (or are queued), 1 a trial failed or Slurm refuses, 2 a mistake in the study or
+    its data, 130 interrupted.
     """
     from comparison.selection import Selection
 
     only = Selection(recipes, shapes, learning_rates, seeds)
+    if as_json and not dry_run:
+        raise ConfigError("command line: --json: goes with --dry-run; of a study that has run, `steadytrain compare`")
     if dry_run:
         from comparison.plan import dry_run as plan
+        from comparison.plan import planned
 
-        typer.echo("\n".join(plan(study, overrides or [], only)))
+        if as_json:
+            typer.echo(json(planned(study, overrides or [], only)))
+        else:
+            typer.echo("\n".join(plan(study, overrides or [], only)))
         return
     if cluster is not None:
         options = {"nodes": nodes, "tasks_per_node": tasks_per_node, "time": time, "partition": partition}
@@ -112,6 +127,7 @@ def compare(
             autocompletion=complete.studies,
         ),
     ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Print a study's table and write its report: report.html and its pictures; or compare it with another study.
 
@@ -119,6 +135,13 @@ def compare(
     Examples:
       steadytrain compare runs/demo
       steadytrain compare runs/demo --against runs/demo-with-warm-up
+      steadytrain compare runs/demo --json
+
+    JSON: {"study", "report", "trials", "missing", "recipes": [{"recipe", "shape", "best_lr", "best_loss",
+    "lr_sensitivity", "losses" (by learning rate), "collapsed", "blew_up", ...}, ...], "verdict": [sentence, ...]}
+    with {"mean", "sd", "seeds", "bound"} for each number over seeds.
+
+    Exit codes: 0 compared (whatever the verdict is), 2 no study there, or one without results.
     """
     from rich.console import Console
 
@@ -126,9 +149,13 @@ def compare(
 
     if against is not None:
         from comparison import against as two
+        from comparison.as_json import two as pair
 
         found = two.against(analyse(folder), analyse(against))
         page = two.write(found)
+        if as_json:
+            typer.echo(json(pair(found, page)))
+            return
         Console(highlight=False).print(two.table(found))
         typer.echo(f"comparison: {page}")
         return
@@ -137,5 +164,10 @@ def compare(
 
     analysis = analyse(folder)
     report = write(analysis)
+    if as_json:
+        from comparison.as_json import study as numbers
+
+        typer.echo(json(numbers(analysis, report)))
+        return
     Console(highlight=False).print(table(analysis))
     typer.echo(f"report: {report}")

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -25,8 +25,29 @@ SECONDS_TO_SAVE = 45.0
 SLURM_POLL_SECONDS, LOCAL_POLL_SECONDS = 0.5, 0.05
 
 
-def cancel(paths: Sequence[Path]) -> list[str]:
-    """Cancel the jobs of runs, and of all trials of a study; a line for each run that says what became of it.
+@dataclass(frozen=True)
+class Cancelled:
+    """What became of one run."""
+
+    run: str
+    was: str
+    """Its state before."""
+    cancelled: list[str]
+    """Ids of its jobs; none where there was nothing to cancel."""
+    not_ended: list[str]
+    """States of those that Slurm still holds."""
+
+    def line(self) -> str:
+        """For people."""
+        if not self.cancelled:
+            return f"{self.run}: nothing to cancel: {self.was}"
+        late = f"; Slurm has not ended it within {SECONDS_FOR_SLURM:.0f} s ({', '.join(self.not_ended)})"
+        done = f"{self.run}: cancelled job {', '.join(self.cancelled)}, which was {self.was}"
+        return done + (late if self.not_ended else "")
+
+
+def cancel(paths: Sequence[Path]) -> list[Cancelled]:
+    """Cancel the jobs of runs, and of all trials of a study; what became of each run.
 
     Raises ConfigError for a path that is neither, and for a run that is no job, before anything is cancelled;
     LaunchError if Slurm does not answer, or refuses.
@@ -38,18 +59,27 @@ def cancel(paths: Sequence[Path]) -> list[str]:
         if where.state == "unknown":
             raise LaunchError(f"{run_dir}: {where.detail}")
     alive = {run_dir: _marked(job) for run_dir, job in jobs.items() if before[run_dir].alive}
-    lines = {run_dir: f"{run_dir}: nothing to cancel: {where.state}" for run_dir, where in before.items()}
     left = _cancel_in_slurm([job for job in alive.values() if job.kind == "slurm"], queue.states)
     for run_dir, job in alive.items():
         if job.kind == "local":
             _end_local(job)
         _close_tracking(run_dir)
-        lines[run_dir] = f"{run_dir}: cancelled job {', '.join(job.ids)}, which was {before[run_dir].state}"
-        still = [found.state for job_id in job.ids if (found := left.get(job_id)) is not None]
-        if still:
-            lines[run_dir] += f"; Slurm has not ended it within {SECONDS_FOR_SLURM:.0f} s ({', '.join(still)})"
-    studies = [path for path in paths if (path / STUDY_FILE).is_file() and alive]
-    return [*lines.values(), *(f"{path}: what compares its trials runs next, on those that ended" for path in studies)]
+    return [
+        Cancelled(
+            run=str(run_dir),
+            was=where.state,
+            cancelled=list(alive[run_dir].ids) if run_dir in alive else [],
+            not_ended=[left[job_id].state for job_id in jobs[run_dir].ids if run_dir in alive and job_id in left],
+        )
+        for run_dir, where in before.items()
+    ]
+
+
+def what_follows(paths: Sequence[Path], found: Sequence[Cancelled]) -> list[str]:
+    """A line for each study whose trials were cancelled: the job that compares them is still in the queue."""
+    some = any(entry.cancelled for entry in found)
+    studies = [path for path in paths if (path / STUDY_FILE).is_file() and some]
+    return [f"{path}: what compares its trials runs next, on those that ended" for path in studies]
 
 
 def _jobs(paths: Sequence[Path]) -> dict[Path, Job]:
