@@ -8,8 +8,9 @@ Which pieces there are, with which ids, is the model's own. What differs between
   pieces hold real spaces, so that it stays apart from them without any rule.
 - A unigram model of the fast kind finds every entry of the vocabulary in a text, `<0x41>` and `</s>` too. Those get a
   score with which they lose against any other spelling.
-- SentencePiece adds up scores in float32, fast tokenizers exactly. Where two spellings of a text have nearly the same
-  score, a unigram model from elsewhere may fall on the other side; those of `data.piece_training` have round scores.
+- SentencePiece adds up scores in float32, fast tokenizers exactly. Between spellings of the same score (a run of 26
+  dashes as 16 and 10, or 10 and 16) its rounding decides, and cannot be repeated: unigram models with such pieces are
+  refused, but those of `data.piece_training`, whose scores add up exactly.
 """
 
 import re
@@ -19,16 +20,17 @@ from typing import TYPE_CHECKING
 
 from configs.errors import DataError
 from data.tokenizer import SPACE_MARK, PieceTokenizer
+from formats.tokenizer_charsmap import SEPARATOR, charsmap_normalizers
 
 if TYPE_CHECKING:
-    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, NormalizerSpec
     from tokenizers import Tokenizer as FastTokenizer
     from tokenizers import decoders, models, normalizers
 
 # Types of pieces in sentencepiece_model.proto.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 UNIGRAM, BPE = 1, 2
-UNKNOWN_PENALTY = 10.0  # what both libraries take from the worst score for a character without a piece
+MANY = 1 << 20  # spaces
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,8 @@ def fast_pieces(tokenizer: PieceTokenizer) -> "FastTokenizer":
     else:
         fast = FastTokenizer(_unigram(pieces, proto, tokenizer))
         _split_unspellable(fast, pieces)
-    if (normalizer := _normalizer(proto, real_spaces=real_spaces)) is not None:
-        fast.normalizer = normalizer
-    fast.decoder = _decoder(proto, real_spaces=real_spaces)
+    fast.normalizer = _normalizer(proto.normalizer_spec, real_spaces=real_spaces)
+    fast.decoder = _decoder(proto.normalizer_spec, pieces, proto.trainer_spec.unk_surface)
     fast.add_tokens([AddedToken(piece.text, normalized=False) for piece in pieces if piece.type == USER_DEFINED])
     fast.add_special_tokens([AddedToken(piece.text, normalized=False) for piece in pieces if piece.type == CONTROL])
     return fast
@@ -148,7 +149,7 @@ def _unigram(pieces: list[_Piece], proto: "ModelProto", tokenizer: PieceTokenize
         (piece.text, piece.score if piece.type == NORMAL else 0.0 if piece.type == USER_DEFINED else never)
         for piece in pieces
     ]
-    unknown = next((number for number, piece in enumerate(pieces) if piece.type == UNKNOWN), None)
+    unknown = next(number for number, piece in enumerate(pieces) if piece.type == UNKNOWN)
     return models.Unigram(vocabulary, unk_id=unknown, byte_fallback=proto.trainer_spec.byte_fallback)
 
 
@@ -162,28 +163,49 @@ def _split_unspellable(fast: "FastTokenizer", pieces: list[_Piece]) -> None:
     """Keep `<0x41>` from being found as a whole where one of its characters has no piece of its own.
 
     Its low score does not help there: a character without a piece has a lower one. Such a character is in no piece, so
-    a text may be cut at it.
+    a text may be cut before and after a run of them; the run stays whole, for it becomes one unknown piece.
     """
     from tokenizers import Regex, pre_tokenizers
 
     normal = {piece.text for piece in pieces if piece.type == NORMAL}
-    spelt = {
-        character for piece in pieces if piece.type not in (NORMAL, USER_DEFINED) for character in piece.text
-    } - normal
-    if spelt:
-        letters = "".join(map(re.escape, sorted(spelt)))
-        fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"[{letters}]"), behavior="isolated")
+    reserved = (piece.text for piece in pieces if piece.type not in (NORMAL, USER_DEFINED))
+    if any(character not in normal for text in reserved for character in text):
+        known = "".join(f"\\x{{{ord(text):x}}}" for text in sorted(normal) if len(text) == 1)
+        fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"[^{known}]+"), behavior="isolated")
 
 
-def _unknown(pieces: list[_Piece]) -> str | None:
-    return next((piece.text for piece in pieces if piece.type == UNKNOWN), None)
+def _unknown(pieces: list[_Piece]) -> str:
+    return next(piece.text for piece in pieces if piece.type == UNKNOWN)  # SentencePiece opens no model without
 
 
-def _normalizer(proto: "ModelProto", *, real_spaces: bool) -> "normalizers.Normalizer | None":
-    return None
+def _normalizer(spec: "NormalizerSpec", *, real_spaces: bool) -> "normalizers.Sequence":
+    from tokenizers import Regex, normalizers
+
+    steps = charsmap_normalizers(spec.precompiled_charsmap) if spec.precompiled_charsmap else []
+    if spec.remove_extra_whitespaces:
+        # `PieceTokenizer` has the text on each side of a real space mark encoded for itself.
+        at_ends = r"\A +| +\z|(?<=\u2581) +| +(?=\u2581)" if real_spaces else r"\A +"
+        steps += [normalizers.Replace(Regex(at_ends), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+    if spec.add_dummy_prefix:
+        steps.append(normalizers.Prepend(SPACE_MARK))  # nothing before an empty text
+    if not real_spaces:
+        steps.append(normalizers.Replace(" ", SPACE_MARK))
+    if spec.remove_extra_whitespaces and not real_spaces:
+        steps.append(normalizers.Replace(Regex(r"\u2581+\z"), ""))  # real marks at the end go, too
+    return normalizers.Sequence(steps)
 
 
-def _decoder(proto: "ModelProto", *, real_spaces: bool) -> "decoders.Decoder":
-    from tokenizers import decoders
+def _decoder(spec: "NormalizerSpec", pieces: list[_Piece], surface: str) -> "decoders.Sequence":
+    from tokenizers import Regex, decoders
 
-    return decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    # An unknown piece is read as a surface with spaces around it, which are not those that go from the beginning.
+    unknown = re.escape(_unknown(pieces))
+    steps: list[decoders.Decoder] = [
+        decoders.Replace(Regex(rf"\A{unknown}\z"), SEPARATOR),
+        decoders.Replace(SPACE_MARK, " "),
+        decoders.ByteFallback(),
+        decoders.Fuse(),
+    ]
+    if spec.add_dummy_prefix or spec.remove_extra_whitespaces:
+        steps.append(decoders.Strip(" ", MANY if spec.remove_extra_whitespaces else 1, 0))
+    return decoders.Sequence([*steps, decoders.Replace(SEPARATOR, surface)])

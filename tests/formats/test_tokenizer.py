@@ -4,10 +4,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
 
+import data.piece_training
+from configs.errors import DataError
 from data.piece_training import train_pieces
 from data.tokenizer import ByteTokenizer, PieceTokenizer, Tokenizer
 from formats.tokenizer import compare, write_fast_tokenizer
@@ -35,6 +38,13 @@ def lines() -> list[str]:
     return [*islice(source, LINES - 3000), *(generated(generator) for _ in range(3000))]
 
 
+def opened(folder: Path) -> FastTokenizer:
+    """As transformers opens it."""
+    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
+    fast.encode_special_tokens = True
+    return fast
+
+
 @pytest.fixture(scope="session", params=["byte", "bpe", "unigram"])
 def ours(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, lines: list[str]) -> Tokenizer:
     if request.param == "byte":
@@ -53,9 +63,7 @@ def folder(ours: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fast(folder: Path) -> FastTokenizer:
-    fast = FastTokenizer.from_file(str(folder / "tokenizer.json"))
-    fast.encode_special_tokens = True
-    return fast
+    return opened(folder)
 
 
 def test_ten_thousand_lines(ours: Tokenizer, fast: FastTokenizer, lines: list[str]) -> None:
@@ -66,6 +74,75 @@ def test_ten_thousand_lines(ours: Tokenizer, fast: FastTokenizer, lines: list[st
         assert fast.decode(ids) == line
     document = "\n".join(lines)
     assert fast.encode(document).ids == ours.encode(document).tolist()
+
+
+FOREIGN = {
+    "nmt_nfkc": {"model_type": "bpe"},
+    "llama": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    },
+    "no-prefix": {
+        "model_type": "bpe",
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+    },
+}
+
+
+def train_elsewhere(path: Path, lines: list[str], **settings: object) -> PieceTokenizer:
+    """With the trainer's defaults: nmt_nfkc, a space before the text, spaces at the ends and in runs removed."""
+    with open(path, "wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([*lines, "漢字かな 한국어 é"]),
+            model_writer=stream,
+            vocab_size=500,
+            minloglevel=2,
+            **settings,
+        )
+    return PieceTokenizer(path)
+
+
+@pytest.mark.parametrize("kind", ["nmt_nfkc", "llama", pytest.param("no-prefix", marks=pytest.mark.slow)])
+def test_ten_thousand_lines_of_a_model_from_elsewhere(kind: str, lines: list[str], tmp_path: Path) -> None:
+    theirs = train_elsewhere(tmp_path / "x.model", lines[:1500], **FOREIGN[kind])
+    write_fast_tokenizer(theirs, tmp_path / "fast", context=64)
+    fast = opened(tmp_path / "fast")
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "x.model"))
+    for line in lines:
+        ids = plain.encode(line) if kind != "no-prefix" else theirs.encode(line).tolist()
+        assert fast.encode(line).ids == ids
+        assert fast.decode(ids) == plain.decode(ids)
+
+
+def test_unigram_is_refused_if_rounding_decides(
+    lines: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(data.piece_training, "_round_scores", lambda model: model)
+    path = tmp_path / "x.model"
+    path.write_bytes(train_pieces(lines[:4000], kind="unigram", vocab_size=2000, seed=0))
+    with pytest.raises(DataError, match=r"x\.model: has no equal among fast tokenizers: token \d+ of '.*\] there$"):
+        write_fast_tokenizer(PieceTokenizer(path), tmp_path / "fast", context=64)
+    assert not (tmp_path / "fast").exists()
+
+
+def test_texts_of_the_caller_are_compared(lines: list[str], tmp_path: Path) -> None:
+    theirs = train_elsewhere(tmp_path / "x.model", lines[:500], **FOREIGN["nmt_nfkc"])
+    with pytest.raises(DataError, match=r"no equal among fast tokenizers: token 0 of '\\u1d52\\u0301 x' is"):
+        write_fast_tokenizer(theirs, tmp_path / "fast", context=64, texts=["fine", "\u1d52\u0301 x"])
+
+
+def test_what_fast_tokenizers_cannot_do(lines: list[str], tmp_path: Path) -> None:
+    for kind, reason in (
+        ({"model_type": "word"}, "is neither a bpe nor a unigram model"),
+        ({"model_type": "bpe", "treat_whitespace_as_suffix": True}, "puts the space after a word"),
+    ):
+        theirs = train_elsewhere(tmp_path / "x.model", lines[:1500], **kind)
+        with pytest.raises(DataError, match=f"this SentencePiece model {reason}: no fast tokenizer does that$"):
+            write_fast_tokenizer(theirs, tmp_path / "fast", context=64)
 
 
 @given(text=st.text(st.one_of(st.characters(exclude_categories=["Cs"]), st.sampled_from(" \t\n\u2581<>0xA=e-"))))
