@@ -86,7 +86,10 @@ def _meaning(info: FieldInfo) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    """A text as one cell: what Markdown would take for a sign is escaped, except within `code`."""
+    parts = " ".join(text.split()).replace("|", "\\|").split("`")
+    outside = [part.replace("<", "&lt;").replace("*", "\\*") for part in parts[::2]]
+    return "`".join(outside[i // 2] if i % 2 == 0 else part for i, part in enumerate(parts))
 
 
 def _own_docstring(section: type[BaseModel]) -> str:
