@@ -18,7 +18,7 @@ LOSSES = {"loss": "training loss", "val_loss": "validation loss"}
 
 
 def write_card(
-    folder: Path, plain: PlainWeights, *, title: str, architecture: str | None, dtype: str, command: str
+    folder: Path, plain: PlainWeights, title: str, architecture: str | None, dtype: str, command: str
 ) -> None:
     """Write `README.md`; `architecture`: the class of transformers, None for weights under our names."""
     lines = [

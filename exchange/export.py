@@ -18,21 +18,22 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from configs.load import dump
-from configs.schema import ReparamConfig
+from configs.schema import Config, ReparamConfig
 from data.tokenizer import Tokenizer
 from exchange.card import write_card
 from exchange.folded import FoldedWeights, architecture_and_model
 from exchange.origin import tokenizer_of
-from exchange.plain import PlainWeights, open_run
-from exchange.shards import Planned, write_shards
+from exchange.plain import OUR_CONFIG, PlainWeights, open_run
+from exchange.shards import Planned, Shards, write_shards
 from formats.architectures.architecture import Architecture
 from formats.architectures.tensors import Entry, Shape
 from formats.tokenizer import write_fast_tokenizer
+from training.checkpoint.manifest import write_manifest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """As transformers calls them."""
-CONFIG, GENERATION, OUR_CONFIG = "config.json", "generation_config.json", "config.yaml"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 
 
 @dataclass(frozen=True)
@@ -76,26 +77,25 @@ def export(wanted: Wanted) -> Exported:
     plain = open_run(wanted.run, wanted.step)
     tokenizer = tokenizer_of(plain, wanted.tokenizer)
     dtype = wanted.dtype or plain.config.training.precision
-    if wanted.to == "hf":
-        architecture, model = architecture_and_model(plain.config.model)
-        weights = FoldedWeights(plain, model, tokenizer.vocab_size)
-        tensors = _their_tensors(architecture, weights, plain.config.training.sequence_length)
-        name = architecture.class_name
-        configs = _their_configs(architecture, weights, plain, tokenizer, NAMES[dtype])
-    else:
-        weights = FoldedWeights(plain, plain.config.model, tokenizer.vocab_size)
-        tensors = [_ours(weights, name) for name in weights.names]
-        name = None
-        configs = {OUR_CONFIG: _our_config(plain)}
+    content = _content_for(wanted.to, plain, tokenizer, NAMES[dtype])
     with _written_whole(wanted.out) as folder:
-        size = write_shards(folder, tensors, DTYPES[dtype], wanted.max_shard_bytes)
-        for file, text in configs.items():
+        shards = write_shards(folder, content.tensors, DTYPES[dtype], wanted.max_shard_bytes)
+        for file, text in content.texts.items():
             (folder / file).write_text(text, encoding="utf-8")
+        if content.architecture is None:
+            _write_manifest(folder, plain, shards)
         write_fast_tokenizer(tokenizer, folder, plain.config.training.sequence_length)
-        write_card(folder, plain, title=wanted.out.name, architecture=name, dtype=NAMES[dtype], command=wanted.command)
-    parameters = size // DTYPES[dtype].itemsize
-    step = plain.manifest.step
-    return Exported(wanted.out, plain.folder, step, name, dtype, parameters, size, tokenizer.vocab_size)
+        write_card(folder, plain, wanted.out.name, content.architecture, NAMES[dtype], wanted.command)
+    return Exported(
+        wanted.out,
+        plain.folder,
+        plain.manifest.step,
+        content.architecture,
+        dtype,
+        parameters=shards.bytes // DTYPES[dtype].itemsize,
+        bytes=shards.bytes,
+        vocab_size=tokenizer.vocab_size,
+    )
 
 
 def require_free(out: Path) -> None:
@@ -103,6 +103,26 @@ def require_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
         raise ConfigError(f"command line: --out = {out}: {what}; name a new folder, or an empty one")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What goes into the folder besides tokenizer and card."""
+
+    architecture: str | None
+    tensors: list[Planned]
+    texts: dict[str, str]
+    """Of files, by name."""
+
+
+def _content_for(to: str, plain: PlainWeights, tokenizer: Tokenizer, dtype: str) -> _Content:
+    if to == "plain":
+        weights = FoldedWeights(plain, plain.config.model, tokenizer.vocab_size)
+        return _Content(None, [_ours(weights, name) for name in weights.names], {OUR_CONFIG: dump(_our_config(plain))})
+    architecture, model = architecture_and_model(plain.config.model)
+    weights = FoldedWeights(plain, model, tokenizer.vocab_size)
+    tensors = _their_tensors(architecture, weights, plain.config.training.sequence_length)
+    return _Content(architecture.class_name, tensors, _their_configs(architecture, weights, plain, tokenizer, dtype))
 
 
 def _their_tensors(architecture: Architecture, weights: FoldedWeights, length: int) -> list[Planned]:
@@ -140,10 +160,17 @@ def _their_configs(
     return {CONFIG: _json(config), GENERATION: _json(generation)}
 
 
-def _our_config(plain: PlainWeights) -> str:
-    """The run's configuration, of a model whose weights are plain now."""
-    model = plain.config.model.model_copy(update={"reparam": ReparamConfig()})
-    return dump(plain.config.model_copy(update={"model": model}))
+def _our_config(plain: PlainWeights) -> Config:
+    """The run's configuration, of a model whose weights are plain now and whose tables have no padding."""
+    model = plain.config.model.model_copy(update={"reparam": ReparamConfig(), "vocab_multiple": 1})
+    return plain.config.model_copy(update={"model": model})
+
+
+def _write_manifest(folder: Path, plain: PlainWeights, shards: Shards) -> None:
+    """What the weights are of and their checksums, for `exchange.plain.open_run`."""
+    config = _our_config(plain).model_dump(mode="json")
+    changed = {"config": config, "files": shards.files, "journal": {}, "stability": {}}
+    write_manifest(folder, plain.manifest.model_copy(update=changed))
 
 
 def _json(values: dict[str, Any]) -> str:

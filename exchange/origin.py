@@ -3,7 +3,9 @@
 from pathlib import Path
 
 from configs.errors import ConfigError, DataError
+from configs.schema import DataSource
 from data.manifest import Manifest, read_manifest
+from data.samples import Samples
 from data.tokenizer import Tokenizer, load, open_tokenizer
 from exchange.plain import PlainWeights
 from parallel.embedding import count_rows
@@ -42,6 +44,7 @@ def tokenizer_of(plain: PlainWeights, named: Path | None) -> Tokenizer:
             "(a SentencePiece .model file, or byte)"
         )
     _check_size(plain, manifest.tokenizer.vocab_size, str(folder))
+    _check_same_data(plain)
     return load(folder)
 
 
@@ -61,6 +64,18 @@ def _manifest(folder: Path) -> Manifest | None:
         return read_manifest(folder)
     except DataError:
         return None
+
+
+def _check_same_data(plain: PlainWeights) -> None:
+    training = plain.config.training
+    places = zip(plain.config.data.sources, datasets(plain), strict=True)
+    sources = [DataSource(path=place, weight=source.weight) for source, (place, _) in places]
+    samples = Samples(sources, "train", training.sequence_length, training.seed)
+    if samples.fingerprint != plain.manifest.data_fingerprint:
+        raise ConfigError(
+            f"{', '.join(str(source.path) for source in sources)}: not the data that {plain.folder} was trained on: "
+            "prepared anew since; name their tokenizer with --tokenizer (a SentencePiece .model file, or byte)"
+        )
 
 
 def _check_size(plain: PlainWeights, vocab_size: int, where: str) -> None:

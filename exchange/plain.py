@@ -19,17 +19,20 @@ from configs.errors import CheckpointError
 from configs.schema import Config
 from model import attention, feedforward
 from training.checkpoint import store
-from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest
+from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest, describe, read_manifest
 
 PARAMETERS, SPECTRA = "model/", "spectral/"
 SHARDING = "DCP_SHARDING_INFO"
+OUR_CONFIG = "config.yaml"
+"""The run's configuration, in a folder of exported plain weights."""
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One rank's part of a tensor: the file that holds it, and where in the whole it begins and ends."""
+    """One rank's part of a tensor: the file that holds it and its name there, where in the whole it begins and ends."""
 
     file: Path
+    key: str
     place: tuple[slice, ...]
 
 
@@ -78,7 +81,7 @@ class PlainWeights:
         for part in parts:
             # Opened for this tensor only: pages that were read do not stay in the process.
             with safe_open(part.file, framework="pt") as file:
-                whole[part.place] = file.get_tensor(name)
+                whole[part.place] = file.get_tensor(part.key)
         return whole
 
     def _matrix(self, layer: str, block: str) -> int:
@@ -94,7 +97,8 @@ class PlainWeights:
 
 
 def open_run(path: Path, step: int | None = None) -> PlainWeights:
-    """The weights of a run (its newest good checkpoint, or that of `step`), or of one checkpoint's folder.
+    """The weights of a run (its newest good checkpoint, or that of `step`), of one checkpoint's folder, or of a folder
+    that `steadytrain export --to plain` wrote.
 
     Every byte is verified first. Raises: CheckpointError if there is none, or none that is good.
     """
@@ -102,6 +106,8 @@ def open_run(path: Path, step: int | None = None) -> PlainWeights:
         if step is not None:
             raise CheckpointError(f"{path}: is one checkpoint already: leave --step {step} out, or name its run")
         return PlainWeights(path.resolve(), store.verify(path, read_bytes=True))
+    if (path / MANIFEST).exists() and (path / OUR_CONFIG).exists():
+        return PlainWeights(path.resolve(), _verify_exported(path, step))
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give the folder of a run, such as runs/tiny")
     folders = store.steps(path / store.FOLDER)
@@ -116,6 +122,21 @@ def open_run(path: Path, step: int | None = None) -> PlainWeights:
         raise CheckpointError(f"{path}: has no checkpoint of step {step} (those of {', '.join(map(str, steps[::-1]))})")
     folder = folders[steps.index(step)]
     return PlainWeights(folder, store.verify(folder, read_bytes=True))
+
+
+def _verify_exported(path: Path, step: int | None) -> Manifest:
+    """The manifest of exported plain weights, every byte of which is as written; other files may lie beside them."""
+    if step is not None:
+        raise CheckpointError(f"{path}: holds the weights of one step: leave --step {step} out")
+    manifest = read_manifest(path)
+    for name, record in manifest.files.items():
+        try:
+            found = describe(path / name)
+        except OSError as error:
+            raise CheckpointError(f"{path / name}: cannot be read: {error.strerror}") from error
+        if found != record:
+            raise CheckpointError(f"{path / name}: changed since it was written: its checksum is another")
+    return manifest
 
 
 def _parts(folder: Path, manifest: Manifest) -> dict[str, list[_Part]]:
@@ -133,11 +154,15 @@ def _parts(folder: Path, manifest: Manifest) -> dict[str, list[_Part]]:
 
 def _in_file(path: Path) -> Iterator[tuple[str, _Part]]:
     with safe_open(path, framework="pt") as file:
+        if SHARDING not in file.metadata():  # exported: whole tensors, parameters only
+            for key in file.keys():  # noqa: SIM118 (no mapping)
+                yield PARAMETERS + key, _Part(path, key, tuple(slice(0, n) for n in file.get_slice(key).get_shape()))
+            return
         offsets = json.loads(file.metadata()[SHARDING])
         for key in file.keys():  # noqa: SIM118 (no mapping)
             sizes = file.get_slice(key).get_shape()
             starts = offsets[key]["saved_offsets"]
-            yield key, _Part(path, tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True)))
+            yield key, _Part(path, key, tuple(slice(a, a + n) for a, n in zip(starts, sizes, strict=True)))
 
 
 def _shape(parts: list[_Part]) -> tuple[int, ...]:

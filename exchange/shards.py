@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.errors import CheckpointError
+from training.checkpoint.manifest import FileRecord
 from training.checkpoint.tensor_file import TensorPlan, encode_header, require_space, write_file
 
 INDEX = "model.safetensors.index.json"
@@ -23,25 +24,35 @@ class Planned:
     read: Callable[[], Tensor]
 
 
-def write_shards(folder: Path, tensors: Sequence[Planned], dtype: torch.dtype, max_bytes: int) -> int:
+@dataclass(frozen=True)
+class Shards:
+    """What was written."""
+
+    bytes: int
+    """Of all tensors."""
+    files: dict[str, FileRecord]
+
+
+def write_shards(folder: Path, tensors: Sequence[Planned], dtype: torch.dtype, max_bytes: int) -> Shards:
     """Write `tensors` in `dtype`, in their order, to files of at most `max_bytes`, or of one tensor that is larger.
 
     One file is called model.safetensors; more are numbered, and `model.safetensors.index.json` says which tensor is
-    where. Returns the bytes of all tensors. Raises: OSError; CheckpointError if a number does not fit into `dtype`.
+    where. Raises: OSError; CheckpointError if a number does not fit into `dtype`.
     """
     files = list(_files([(tensor, TensorPlan(tensor.name, dtype, tensor.shape)) for tensor in tensors], max_bytes))
     total = sum(plan.nbytes for file in files for _, plan in file)
     require_space(folder, total)
     where: dict[str, str] = {}
+    records: dict[str, FileRecord] = {}
     for number, file in enumerate(files, start=1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
         header = encode_header((plan for _, plan in file), {"format": "pt"})
-        write_file(folder / name, header, (_cast(tensor, dtype) for tensor, _ in file))
+        records[name] = write_file(folder / name, header, (_cast(tensor, dtype) for tensor, _ in file))
         where |= {tensor.name: name for tensor, _ in file}
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
-    return total
+    return Shards(total, records)
 
 
 def _files(plans: Sequence[tuple[Planned, TensorPlan]], max_bytes: int) -> Iterator[list[tuple[Planned, TensorPlan]]]:
