@@ -1,10 +1,10 @@
 """`steadytrain evaluate`: the loss of a run's checkpoints on prepared data."""
 
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich import box
@@ -72,13 +72,12 @@ def table(found: list[Evaluated]) -> Table:
     return shown
 
 
-def as_json(found: list[Evaluated]) -> str:
-    """A list with an object per checkpoint."""
-    entries = [
+def records(found: list[Evaluated]) -> list[dict[str, Any]]:
+    """One for each checkpoint, for JSON."""
+    return [
         {"checkpoint": entry.checkpoint, "step": entry.step, **asdict(entry.result), "logged_val_loss": entry.logged}
         for entry in found
     ]
-    return json.dumps(entries, indent=2)
 
 
 def _checkpoints(run: Path, step: int | None, *, all_steps: bool) -> Iterator[PlainWeights]:

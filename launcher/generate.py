@@ -1,6 +1,5 @@
 """`steadytrain generate`: what a run's model writes after a prompt."""
 
-import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from inference.generate import Continuation, generate, tokens_to_make
 from inference.load import load_decoder, place
 from inference.sampling import Sampler
 from inference.tokens import run_tokenizer
+from launcher.as_json import as_json
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,4 @@ def _print_json(request: Request, weights: PlainWeights, continuations: list[Con
         "sampler": asdict(request.sampler),
         "samples": [asdict(continuation) for continuation in continuations],
     }
-    typer.echo(json.dumps(found, indent=2, ensure_ascii=False))
+    typer.echo(as_json(found))

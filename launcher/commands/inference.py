@@ -57,7 +57,7 @@ def generate(
     \b
     Examples:
       steadytrain generate runs/tiny --prompt 'def main'
-      steadytrain generate runs/tiny --prompt-file prompt.txt --top-p 0.9 --temperature 0.8 --samples 3
+      steadytrain generate runs/tiny --prompt-file prompt.txt --top-p 0.9 --samples 3
       steadytrain generate runs/tiny --prompt 'import ' --greedy --json
 
     Exit codes: 0 written, 2 no such run, checkpoint, tokenizer or device, or options that do not go together,
@@ -110,12 +110,12 @@ def evaluate(
         raise ConfigError("command line: --step and --all-steps: give one of them")
     from rich.console import Console
 
-    from launcher.evaluate import Request, evaluate_run, table
-    from launcher.evaluate import as_json as dump
+    from launcher.as_json import as_json as json
+    from launcher.evaluate import Request, evaluate_run, records, table
 
     request = Request(data, "train" if split == "train" else "validation", samples, batch_size, device, dtype)
     found = evaluate_run(request, run, step=step, all_steps=all_steps)
     if as_json:
-        typer.echo(dump(found))
+        typer.echo(json(records(found)))
     else:
         Console(highlight=False).print(table(found))
