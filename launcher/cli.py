@@ -60,6 +60,7 @@ COMMANDS = (
     doctor.doctor,
 )
 """In the order of the help."""
+EXIT_CODES = "What exit codes mean: docs/exit-codes.md"
 
 for _command in COMMANDS:
-    app.command(_command.__name__.removesuffix("_"))(_command)
+    app.command(_command.__name__.removesuffix("_"), epilog=EXIT_CODES)(_command)

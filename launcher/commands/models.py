@@ -48,7 +48,7 @@ def export(
     \b
     Examples:
       steadytrain export runs/tiny --out exported/tiny
-      steadytrain export runs/tiny --step 1000 --dtype bf16 --max-shard-size 500MB --out exported/tiny-1000
+      steadytrain export runs/tiny --step 1000 --dtype bf16 --out exported/tiny-1000
       steadytrain export runs/tiny --to plain --out exported/tiny-plain
 
     Exit codes: 0 written, 1 crashed, 2 no good checkpoint, no architecture for it, no tokenizer, or no such place,
@@ -68,7 +68,7 @@ def export(
     what = done.architecture or "plain weights"
     typer.echo(
         f"{out}: {what}, {done.parameters:,} parameters in {done.dtype}, {done.bytes:,} bytes, "
-        f"step {done.step} of {done.checkpoint.parents[1]}"
+        f"step {done.step} of {run}"
     )
 
 

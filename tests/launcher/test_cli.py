@@ -1,5 +1,6 @@
 """The command line: help that answers at once, exit codes, and what each command is called with."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typer.testing import CliRunner
 
 from comparison.selection import Selection
 from configs.errors import DataError, LaunchError
-from launcher.cli import app
+from launcher.cli import COMMANDS, app
 from launcher.outcome import Outcome
 
 HEAVY = ("torch", "mlflow", "sentencepiece", "matplotlib", "megatron", "deepspeed", "numpy", "submitit")
@@ -49,11 +50,13 @@ def test_help_and_mistakes_import_nothing_heavy(arguments, tmp_path):
     assert result.stdout.endswith("heavy: []\n"), result
 
 
-@pytest.mark.parametrize("command", ["prepare", "train", "submit", "checkpoints", "sweep", "compare"])
-def test_help_has_an_example(command):
+@pytest.mark.parametrize("command", [command.__name__.removesuffix("_") for command in COMMANDS])
+def test_help_has_examples_and_exit_codes(command):
     result = run(command, "--help")
     assert result.exit_code == 0
-    assert f"\n    steadytrain {command} " in result.output
+    assert f"\n  Examples:\n    steadytrain {command}" in result.output
+    assert re.search(r"\n  Exit codes: 0 .*[^,]\b2 ", result.output, re.DOTALL)
+    assert result.output.rstrip().endswith("docs/exit-codes.md")
     assert all(len(line) <= 100 for line in result.output.splitlines())
 
 
