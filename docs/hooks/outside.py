@@ -37,7 +37,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         text = _read(path)
         if path.endswith(".md"):
             todo += _outside(path, text)
-        files.append(File.generated(config, page_of(path), content=text if path.endswith(".md") else _shown(path, text)))
+        files.append(
+            File.generated(config, page_of(path), content=text if path.endswith(".md") else _shown(path, text))
+        )
     return files
 
 

@@ -58,7 +58,12 @@ def _sections(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 
 def _row(model: type[BaseModel], key: str, info: FieldInfo) -> str:
-    cells = [f'<span id="{model.__name__}.{key}"></span>`{key}`', _default(info), _allowed(model, key, info), _meaning(info)]
+    cells = [
+        f'<span id="{model.__name__}.{key}"></span>`{key}`',
+        _default(info),
+        _allowed(model, key, info),
+        _meaning(info),
+    ]
     return "| " + " | ".join(cells) + " |"
 
 
@@ -98,7 +103,7 @@ def _own_docstring(section: type[BaseModel]) -> str:
 
 def _commands() -> Iterator[str]:
     """Every command with its help, as `steadytrain COMMAND --help` prints it."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_group(app)
     parent = group.context_class(group, info_name="steadytrain")
     for name, command in group.commands.items():
         context = command.context_class(command, info_name=name, parent=parent, terminal_width=COLUMNS)

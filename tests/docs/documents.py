@@ -91,7 +91,7 @@ def run(command: str, folder: Path, environment: dict[str, str], timeout: float)
 
 
 NUMBER = r"[-\d,.]*\d[\d,.]*(?:e[-+]?\d+)?[KMk]?"
-CURVE = "▁▂▃▄▅▆▇█×?"
+CURVE = "▁▂▃▄▅▆▇█\u00d7?"
 
 
 def says(output: str, line: str) -> bool:

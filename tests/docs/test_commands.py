@@ -1,4 +1,4 @@
-"""Every command that the documentation prints exists; those of README, tutorial and laptop-to-slurm are run as printed."""
+"""Every command that is documented exists; those of README, tutorial and laptop-to-slurm are run as printed."""
 
 import ast
 import contextlib
@@ -14,9 +14,11 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import typer
+from typer.core import TyperGroup
 
 from comparison.study import load_study
 from configs import describe
@@ -25,7 +27,7 @@ from launcher.cli import app
 from tests.docs import documents
 from tests.docs.documents import ROOT, Block, says
 
-GROUP = typer.main.get_command(app)
+GROUP = cast(TyperGroup, typer.main.get_command(app))  # with the options of completion
 PAGES = [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in documents.pages()]
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=.*", re.S)
 MINUTES = 60.0
@@ -63,7 +65,7 @@ def test_a_wrong_command_is_seen(wrong: str, message: str) -> None:
 
 def test_printed_lines_are_compared_by_their_words() -> None:
     assert says("runs/a: finished, validation loss 2.86\n", "runs/a: finished, validation loss 2.9441")
-    assert says("layer 0  ×××▁      13% ▅▂▁×   14  1.4k", "layer 0  ××××  1% ▅▂▁××××× 14 1.4k")
+    assert says("layer 0  ▁▂▃▁      13% ▅▂▁▁   14  1.4k", "layer 0  ▁▁▁▁  1% ▅▂▁▁▁▁ 14 1.4k")
     assert not says("runs/a: diverged at step 3", "runs/a: finished, validation loss 2.9441")
 
 

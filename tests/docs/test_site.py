@@ -22,10 +22,6 @@ LOADED = re.compile(r"<(?:script|img|iframe|source)\b[^>]*\bsrc=\"?(https?:)?//|
 """Something that a browser fetches when it shows a page; a link waits to be clicked."""
 
 
-class _Loader(yaml.SafeLoader):
-    """mkdocs.yml, whatever tags it has."""
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built with warnings as errors; fails with what mkdocs says."""
@@ -55,12 +51,12 @@ def test_every_page_is_there_and_loads_nothing_from_elsewhere(site: Path) -> Non
 
 def test_what_is_loaded_from_elsewhere_is_seen() -> None:
     assert LOADED.search('<link rel="stylesheet" href="https://fonts.example/css">')
-    assert LOADED.search('<script async src=//cdn.example/x.js></script>')
+    assert LOADED.search("<script async src=//cdn.example/x.js></script>")
     assert not LOADED.search('<a href="https://example.org">x</a> <img src="images/x.png">')
 
 
 def test_every_page_is_in_the_navigation() -> None:
-    named = set(_pages(yaml.load((ROOT / "mkdocs.yml").read_text(), Loader=_Loader)["nav"]))
+    named = set(_pages(yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["nav"]))
     pages = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
     assert {page for page in named if not page.startswith("project/")} == pages
 
@@ -71,7 +67,7 @@ def test_the_reference_has_every_key_and_every_command(site: Path) -> None:
     for key in [*leaves, *StudyFile.model_fields, *Site.model_fields["resources"].default.model_fields]:
         assert re.search(rf"id=\"?\w+\.(resources\.)?{re.escape(key)}\"?", text) or f">{key}" in text, key
     commands = (site / "commands.html").read_text(encoding="utf-8")
-    for name in typer.main.get_command(app).commands:
+    for name in typer.main.get_group(app).commands:
         assert f"Usage: steadytrain {name} " in commands
 
 
