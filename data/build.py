@@ -4,22 +4,31 @@ import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 
 from configs.errors import DataError
 from data.corpus import Document
+from data.huggingface import is_huggingface
 from data.indexed import SplitWriter, flush, token_dtype
-from data.manifest import MANIFEST, SPLITS, Manifest, SourceRecord, SplitName, TokenizerRecord, fingerprint_of
+from data.manifest import (
+    MANIFEST,
+    SPLITS,
+    Manifest,
+    SourceRecord,
+    SplitName,
+    TokenizerKind,
+    TokenizerRecord,
+    fingerprint_of,
+)
 from data.piece_training import train_pieces
 from data.progress import Report
 from data.recipe import Recipe, SplitRule
 from data.tokenizer import Tokenizer, open_tokenizer
 from data.workers import ordered
 
-MODEL = "tokenizer.model"
 CHUNK_SIZE = 1 << 20
 
 
@@ -29,13 +38,13 @@ def build(folder: Path, recipe: Recipe, workers: int, report: Report) -> Manifes
     Raises: DataError if the corpus cannot be read or leaves a split without documents.
     """
     model = _provide_model(folder, recipe, report)
-    tokenizer = open_tokenizer(model)
+    tokenizer = open_tokenizer(model, recipe.given_eod)
     dtype = token_dtype(tokenizer.vocab_size)
     documents, sizes = [0] * len(recipe.inputs), [0] * len(recipe.inputs)
     report.start("Tokenising", recipe.bytes_to_read)
     with ExitStack() as stack:
         writers = {name: stack.enter_context(closing(SplitWriter(folder / name, dtype))) for name in SPLITS}
-        tasks = _tasks(recipe, model, tokenizer.hash)
+        tasks = _tasks(recipe, model, tokenizer)
         for chunk in stack.enter_context(closing(_encode_all(tasks, workers))):
             for document in chunk:
                 documents[document.source] += 1
@@ -63,12 +72,13 @@ def build(folder: Path, recipe: Recipe, workers: int, report: Report) -> Manifes
 
 
 def _provide_model(folder: Path, recipe: Recipe, report: Report) -> Path | None:
-    """Train or copy the SentencePiece model into the folder; None for bytes."""
+    """Train the tokenizer or copy it into the folder; None for bytes."""
     if recipe.tokenizer == "byte":
         return None
-    model = folder / MODEL
-    if recipe.model:
-        shutil.copyfile(recipe.model, model)
+    given = recipe.model
+    model = folder / ("tokenizer.json" if given and is_huggingface(given) else "tokenizer.model")
+    if given:
+        shutil.copyfile(given / model.name if given.is_dir() else given, model)
     else:
         report.start("Training the tokenizer", None)
         # In a process of its own: the trainer would not hear Ctrl-C.
@@ -92,6 +102,7 @@ class _Task:
 
     documents: list[Document]
     model: Path | None
+    eod: int
     tokenizer_hash: str
     split_rule: SplitRule
 
@@ -107,18 +118,19 @@ class _Encoded:
     ids: np.ndarray
 
 
-def _tasks(recipe: Recipe, model: Path | None, tokenizer_hash: str) -> Iterator[_Task]:
+def _tasks(recipe: Recipe, model: Path | None, tokenizer: Tokenizer) -> Iterator[_Task]:
     """The corpus in chunks of whole documents."""
+    task = partial(_Task, model=model, eod=tokenizer.eod, tokenizer_hash=tokenizer.hash, split_rule=recipe.split_rule)
     chunk: list[Document] = []
     size = 0
     for document in recipe.documents():
         chunk.append(document)
         size += document.size
         if size >= CHUNK_SIZE:
-            yield _Task(chunk, model, tokenizer_hash, recipe.split_rule)
+            yield task(chunk)
             chunk, size = [], 0
     if chunk:
-        yield _Task(chunk, model, tokenizer_hash, recipe.split_rule)
+        yield task(chunk)
 
 
 def _encode_all(tasks: Iterable[_Task], workers: int) -> Generator[list[_Encoded], None, None]:
@@ -129,7 +141,7 @@ def _encode_all(tasks: Iterable[_Task], workers: int) -> Generator[list[_Encoded
 
 
 def _encode(task: _Task) -> list[_Encoded]:
-    tokenizer = _open_once(task.model, task.tokenizer_hash)
+    tokenizer = _open_once(task.model, task.eod, task.tokenizer_hash)
     return [
         _Encoded(
             document.source,
@@ -143,8 +155,8 @@ def _encode(task: _Task) -> list[_Encoded]:
 
 
 @lru_cache(maxsize=1)
-def _open_once(model: Path | None, tokenizer_hash: str) -> Tokenizer:
-    tokenizer = open_tokenizer(model)
+def _open_once(model: Path | None, eod: int, tokenizer_hash: str) -> Tokenizer:
+    tokenizer = open_tokenizer(model, eod)
     assert tokenizer.hash == tokenizer_hash
     return tokenizer
 
@@ -164,12 +176,18 @@ def _refuse_empty(writers: dict[SplitName, SplitWriter], recipe: Recipe) -> None
 
 def _describe(tokenizer: Tokenizer, model: Path | None, recipe: Recipe) -> TokenizerRecord:
     return TokenizerRecord(
-        kind="byte" if recipe.tokenizer == "byte" else recipe.trained or "sentencepiece",
+        kind=_kind(recipe),
         vocab_size=tokenizer.vocab_size,
         eod=tokenizer.eod,
         hash=tokenizer.hash,
         file=None if model is None else model.name,
     )
+
+
+def _kind(recipe: Recipe) -> TokenizerKind:
+    if recipe.model is not None:
+        return "huggingface" if is_huggingface(recipe.model) else "sentencepiece"
+    return recipe.trained or "byte"
 
 
 def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:

@@ -12,6 +12,7 @@ from configs.errors import DataError
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
 SplitName = Literal["train", "validation"]
+TokenizerKind = Literal["byte", "bpe", "unigram", "sentencepiece", "huggingface"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
 
@@ -40,12 +41,12 @@ class SplitRecord(_Record):
 class TokenizerRecord(_Record):
     """The tokenizer of the dataset."""
 
-    kind: Literal["byte", "bpe", "unigram", "sentencepiece"]
+    kind: TokenizerKind
     vocab_size: int
     eod: int
     hash: str
     file: str | None
-    """The SentencePiece model in the folder."""
+    """The SentencePiece model, or the tokenizer.json, in the folder."""
 
 
 class SourceRecord(_Record):

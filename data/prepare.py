@@ -1,7 +1,8 @@
 """Prepare a dataset: tokenise a corpus into Megatron indexed datasets, all or nothing.
 
-The folder holds `train.bin/.idx`, `validation.bin/.idx`, `manifest.json`, and `tokenizer.model` unless the tokens are
-bytes. It is built beside its place (`.<name>.partial`) and renamed into it, so that what has its name is complete.
+The folder holds `train.bin/.idx`, `validation.bin/.idx`, `manifest.json`, and `tokenizer.model` or `tokenizer.json`
+unless the tokens are bytes. It is built beside its place (`.<name>.partial`) and renamed into it, so that what has its
+name is complete.
 """
 
 import shutil
@@ -57,6 +58,7 @@ def prepare(
     out: str | Path,
     *,
     tokenizer: str | Path = "byte",
+    eod: str | None = None,
     vocab_size: int = 4096,
     validation_fraction: float = 0.1,
     max_bytes: int | None = None,
@@ -70,7 +72,8 @@ def prepare(
 
     A folder that the same recipe made is checked and left as it is (`reused`). Any other is refused, or replaced with
     `force` if it is a prepared dataset. `tokenizer` is `byte`, `bpe` or `unigram` (trained on the training split, with
-    `vocab_size` pieces), or the path of a SentencePiece model. `max_bytes` takes the leading documents that fit;
+    `vocab_size` pieces), or the path of a SentencePiece model, of a Hugging Face tokenizer.json or of its folder (whose
+    documents `eod` ends, or else the eos_token beside it). `max_bytes` takes the leading documents that fit;
     `workers` defaults to the available cores.
 
     Raises: ConfigError for a setting out of range; DataError for input that cannot be read, a split without documents,
@@ -85,6 +88,7 @@ def prepare(
         inputs=names,
         files=tuple(find(names)),
         tokenizer=str(tokenizer),
+        eod=eod,
         vocab_size=vocab_size,
         split_rule=SplitRule(validation_fraction, seed),
         max_bytes=max_bytes,

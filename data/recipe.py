@@ -7,6 +7,7 @@ from pathlib import Path
 
 from configs.errors import ConfigError
 from data.corpus import CorpusFile, Document, documents
+from data.huggingface import is_huggingface
 from data.manifest import FORMAT_VERSION, SplitName, digest
 from data.piece_training import TRAINED, TrainedKind
 from data.tokenizer import open_tokenizer
@@ -29,13 +30,15 @@ class SplitRule:
 class Recipe:
     """Inputs and settings of a preparation.
 
-    Raises: ConfigError for a setting out of range; DataError if `tokenizer` is a path but not of a SentencePiece model.
+    Raises: ConfigError for a setting out of range; DataError if `tokenizer` is a path but not of a tokenizer.
     """
 
     inputs: tuple[str, ...]
     files: tuple[CorpusFile, ...]
     tokenizer: str
-    """`byte`, `bpe`, `unigram`, or the path of a SentencePiece model."""
+    """`byte`, `bpe`, `unigram`, or the path of a SentencePiece model, of a tokenizer.json or of its folder."""
+    eod: str | None
+    """Name of the token that ends a document, if the tokenizer is a tokenizer.json."""
     vocab_size: int
     """Of a tokenizer to be trained."""
     split_rule: SplitRule
@@ -50,8 +53,10 @@ class Recipe:
             raise ConfigError(f"max_bytes = {self.max_bytes}: must be at least 1")
         if self.trained and self.vocab_size < 300:
             raise ConfigError(f"vocab_size = {self.vocab_size}: must be at least 300 (256 of them are the bytes)")
+        if self.eod is not None and (self.model is None or not is_huggingface(self.model)):
+            raise ConfigError(f"eod = {self.eod}: only for a tokenizer.json: {self.tokenizer} has an end of its own")
         if self.model is not None:
-            open_tokenizer(self.model)
+            open_tokenizer(self.model, self.eod)
 
     @property
     def trained(self) -> TrainedKind | None:
@@ -60,19 +65,25 @@ class Recipe:
 
     @property
     def model(self) -> Path | None:
-        """The SentencePiece model given as `tokenizer`."""
+        """The file or folder given as `tokenizer`."""
         if self.tokenizer == "byte" or self.trained:
             return None
-        if not Path(self.tokenizer).is_file():
+        if not Path(self.tokenizer).exists():
             raise ConfigError(
-                f"tokenizer = {self.tokenizer}: must be byte, {', '.join(TRAINED)}, or the path of a .model file"
+                f"tokenizer = {self.tokenizer}: must be byte, {', '.join(TRAINED)}, or the path of a .model file, "
+                "of a tokenizer.json or of a folder that holds one"
             )
         return Path(self.tokenizer)
 
     @property
+    def given_eod(self) -> int | None:
+        """The end of a document in the tokenizer that is given; the copy in the dataset has no file beside it."""
+        return None if self.model is None else open_tokenizer(self.model, self.eod).eod
+
+    @property
     def hash(self) -> str:
         """Equal if the settings are, and the files' names, sizes and modification times."""
-        tokenizer = self.tokenizer if self.model is None else open_tokenizer(self.model).hash
+        tokenizer = self.tokenizer if self.model is None else open_tokenizer(self.model, self.eod).hash
         vocab_size = self.vocab_size if self.trained else None
         rule = [self.split_rule.validation_fraction, self.split_rule.seed]
         files = [[file.name, file.source, file.size, file.modified_ns] for file in self.files]

@@ -1,7 +1,7 @@
-"""Tokenizers: bytes, or SentencePiece. Both turn any text into ids and back without loss.
+"""Tokenizers: bytes, SentencePiece, or Hugging Face's (`data.huggingface`).
 
-A tokenizer that `data.piece_training` made keeps all text; a `.model` file from elsewhere keeps what its own
-normalisation keeps.
+Bytes and what `data.piece_training` made turn any text into ids and back without loss; a file from elsewhere keeps what
+its own normalisation keeps.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from configs.errors import DataError
+from data.huggingface import HuggingFaceTokenizer, is_huggingface
 from data.manifest import read_manifest
 
 if TYPE_CHECKING:
@@ -101,9 +102,14 @@ class PieceTokenizer:
         return ids if all(processor.is_byte(token) for token in ids) and not adds_space else []
 
 
-def open_tokenizer(model: Path | None) -> Tokenizer:
-    """The byte tokenizer (`None`) or the SentencePiece model in a file."""
-    return ByteTokenizer() if model is None else PieceTokenizer(model)
+def open_tokenizer(model: Path | None, eod: str | int | None = None) -> Tokenizer:
+    """The byte tokenizer (`None`), the SentencePiece model in a file, or a Hugging Face tokenizer.json or its folder.
+
+    `eod` is the end of a document in a tokenizer.json, by name or id; other tokenizers have their own.
+    """
+    if model is None:
+        return ByteTokenizer()
+    return HuggingFaceTokenizer(model, eod) if is_huggingface(model) else PieceTokenizer(model)
 
 
 def load(folder: Path) -> Tokenizer:
@@ -112,7 +118,7 @@ def load(folder: Path) -> Tokenizer:
     Raises: DataError if the dataset or its tokenizer is missing, damaged or not the one the data was made with.
     """
     described = read_manifest(folder).tokenizer
-    tokenizer = open_tokenizer(None if described.file is None else folder / described.file)
+    tokenizer = open_tokenizer(None if described.file is None else folder / described.file, described.eod)
     if tokenizer.hash != described.hash:
         place = folder if described.file is None else folder / described.file
         raise DataError(f"{place}: not the tokenizer that {folder} was prepared with")

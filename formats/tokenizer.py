@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from configs.errors import DataError
+from data.huggingface import HuggingFaceTokenizer
 from data.tokenizer import ByteTokenizer, PieceTokenizer, Tokenizer
 from formats.tokenizer_bytes import fast_bytes
 from formats.tokenizer_pieces import fast_pieces
@@ -53,7 +54,7 @@ def compare(tokenizer: Tokenizer, fast: "FastTokenizer", name: str, texts: Itera
     """Raises: DataError with the first text of which `fast` gives other ids, or does not give the same text back."""
     for text in texts:
         ids = tokenizer.encode(text).tolist()
-        fast_ids = fast.encode(text, add_special_tokens=False).ids
+        fast_ids = fast.encode(text).ids
         if fast_ids != ids:
             first = next((i for i, (a, b) in enumerate(zip(ids, fast_ids, strict=False)) if a != b), len(fast_ids))
             raise DataError(
@@ -75,11 +76,25 @@ def _fast(tokenizer: Tokenizer) -> "tuple[FastTokenizer, str]":
         built, name = fast_bytes(), "byte tokenizer"
     elif isinstance(tokenizer, PieceTokenizer):
         built, name = fast_pieces(tokenizer), str(tokenizer.path)
+    elif isinstance(tokenizer, HuggingFaceTokenizer):
+        built, name = _as_trained_with(tokenizer), str(tokenizer.path)
     else:
         raise DataError(f"{type(tokenizer).__name__}: this kind of tokenizer cannot be written as a fast tokenizer")
     fast = FastTokenizer.from_str(built.to_str())
     fast.encode_special_tokens = True  # as split_special_tokens does
     return fast, name
+
+
+def _as_trained_with(tokenizer: HuggingFaceTokenizer) -> "FastTokenizer":
+    """The file's tokenizer without what the data was made without: tokens around a text, truncation, padding."""
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers import processors
+
+    fast = FastTokenizer.from_file(str(tokenizer.path))
+    fast.no_truncation()
+    fast.no_padding()
+    fast.post_processor = processors.Sequence([])
+    return fast
 
 
 def _write_json(path: Path, value: dict) -> None:
