@@ -18,7 +18,7 @@ from torch import Tensor
 
 from configs.errors import ConfigError
 from configs.load import dump
-from configs.schema import Config, ReparamConfig
+from configs.schema import Config, ParallelConfig, ReparamConfig
 from data.tokenizer import Tokenizer
 from exchange.card import write_card
 from exchange.folded import FoldedWeights, architecture_and_model
@@ -161,9 +161,9 @@ def _their_configs(
 
 
 def _our_config(plain: PlainWeights) -> Config:
-    """The run's configuration, of a model whose weights are plain now and whose tables have no padding."""
+    """The run's configuration, of a model whose weights are plain and whole now and whose tables have no padding."""
     model = plain.config.model.model_copy(update={"reparam": ReparamConfig(), "vocab_multiple": 1})
-    return plain.config.model_copy(update={"model": model})
+    return plain.config.model_copy(update={"model": model, "parallel": ParallelConfig()})
 
 
 def _write_manifest(folder: Path, plain: PlainWeights, shards: Shards) -> None:

@@ -6,6 +6,7 @@ memory.
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -82,17 +83,22 @@ class _Written:
     record: FileRecord
 
 
-def _layout(items: list[WriteItem]) -> tuple[bytes, list[WriteItem]]:
-    """The file's header, and the items in the order of their bytes: wide dtypes first, which aligns all, then by name.
+def sharding_metadata(offsets: Mapping[str, Sequence[int]]) -> dict[str, str]:
+    """What a file's header says beside its tensors: where in the whole each of them begins.
 
-    `DCP_SHARDING_INFO` is where HuggingFaceStorageReader looks up which part of a tensor it is.
+    `DCP_SHARDING_INFO` is where HuggingFaceStorageReader looks it up.
     """
+    parts = {name: {"saved_offsets": list(begin)} for name, begin in offsets.items()}
+    return {"DCP_SHARDING_INFO": json.dumps(parts), "DCP_VERSION": "1.0", "format": "pt"}
+
+
+def _layout(items: list[WriteItem]) -> tuple[bytes, list[WriteItem]]:
+    """The header, and the items in the order of their bytes: wide dtypes first, which aligns all, then by name."""
     items = sorted(items, key=lambda item: (-_data(item).properties.dtype.itemsize, item.index.fqn))
-    parts = {item.index.fqn: {"saved_offsets": list(_data(item).chunk.offsets)} for item in items}
-    assert len(parts) == len(items), "a file holds one part of each tensor: its name is the key"
-    metadata = {"DCP_SHARDING_INFO": json.dumps(parts), "DCP_VERSION": "1.0", "format": "pt"}
+    offsets = {item.index.fqn: _data(item).chunk.offsets for item in items}
+    assert len(offsets) == len(items), "a file holds one part of each tensor: its name is the key"
     plans = [TensorPlan(item.index.fqn, _data(item).properties.dtype, tuple(_data(item).chunk.sizes)) for item in items]
-    return encode_header(plans, metadata), items
+    return encode_header(plans, sharding_metadata(offsets)), items
 
 
 def _data(item: WriteItem) -> Any:
