@@ -4,8 +4,10 @@ import re
 
 from griffe import Extension, Object
 
-BEGINS = re.compile(r"\n[ \t]*(?=(?:Shapes?|Sources?|Raises|Returns|Memory|Exit codes)\b[^\n]*)")
-WORD = re.compile(r"^(Shapes?|Sources?|Raises)\b:?", re.MULTILINE)
+NAMES = r"(Shapes?|Sources?|Raises|Returns|Memory)"
+BEGINS = re.compile(rf"\n[ \t]*(?={NAMES}\b)|(?<=[.)]) (?={NAMES}:)|(?<=\.) (?=Raises\b)")
+"""Where such a word begins a line, or a sentence."""
+WORD = re.compile(rf"^{NAMES}\b:?", re.MULTILINE)
 
 
 class Paragraphs(Extension):

@@ -107,4 +107,4 @@ def _commands() -> Iterator[str]:
     parent = group.context_class(group, info_name="steadytrain")
     for name, command in group.commands.items():
         context = command.context_class(command, info_name=name, parent=parent, terminal_width=COLUMNS)
-        yield f"\n## {name}\n\n```text\n{command.get_help(context)}\n```"
+        yield f"\n### {name}\n\n```text\n{command.get_help(context)}\n```"
