@@ -1,7 +1,8 @@
 """Corpora: find the files an input names and read their documents, one after the other, in a fixed order.
 
-A document is a text file, or one line of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file. Empty documents and blank lines
-are left out. Text is kept exactly as it is: no newline translation, no stripping.
+A document is a text file, one line of a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file, or one row of a `.parquet` or
+`.arrow` file. Empty documents and blank lines are left out. Text is kept exactly as it is: no newline translation, no
+stripping.
 """
 
 import glob
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from configs.errors import DataError
+from data.tables import TABLE_SUFFIXES, read_column, saved_dataset_files
 
 STDLIB = "stdlib"
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -52,11 +54,11 @@ class Document:
 def find(inputs: Sequence[str | Path]) -> list[CorpusFile]:
     """Files named by `inputs`, in the order of the inputs and sorted by path within each.
 
-    An input is a file, a folder (all files below it, hidden ones left out), a glob (`**` for any depth), or the word
-    `stdlib`: the `*.py` files of the running Python's standard library without its tests and site-packages, its
-    top-level modules before its packages.
+    An input is a file, a folder (all files below it, hidden ones left out; of a saved Hugging Face dataset its data
+    files), a glob (`**` for any depth), or the word `stdlib`: the `*.py` files of the running Python's standard library
+    without its tests and site-packages, its top-level modules before its packages.
 
-    Raises: DataError if an input names nothing, or if two inputs name the same file.
+    Raises: DataError if an input names nothing or a saved dataset of several splits, or if two name the same file.
     """
     files: list[CorpusFile] = []
     named_by: dict[Path, str] = {}
@@ -116,7 +118,8 @@ def _expand(given: str) -> list[tuple[Path, str]]:
     if not found:
         what = "holds no files" if path.is_dir() else "no such file or folder"
         raise DataError(
-            f"{given}: {what} (an input is a text file, {', '.join(JSONL_SUFFIXES)}, a folder, a glob, or {STDLIB})"
+            f"{given}: {what} (an input is a text file, {', '.join((*JSONL_SUFFIXES, *TABLE_SUFFIXES))}, "
+            f"a folder, a glob, or {STDLIB})"
         )
     return found
 
@@ -126,7 +129,8 @@ def _walk(root: Path, skipped: frozenset[str] = frozenset()) -> list[tuple[Path,
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if not name.startswith(".") and name not in skipped]
-        paths = (Path(folder, name) for name in names if not name.startswith("."))
+        saved = saved_dataset_files(Path(folder), names)
+        paths = (Path(folder, name) for name in (names if saved is None else saved) if not name.startswith("."))
         found += [(path, path.relative_to(root).as_posix()) for path in paths if path.is_file()]
     return sorted(found, key=lambda pair: pair[1])
 
@@ -140,6 +144,9 @@ def _utf8_size(text: str, place: str) -> int:
 
 def _read(file: CorpusFile, text_field: str) -> Iterator[tuple[str, str, int]]:
     """(text, place for error messages, bytes of the file read so far) of each non-empty document of a file."""
+    if file.path.name.endswith(TABLE_SUFFIXES):
+        yield from _read_table(file, text_field)
+        return
     jsonl = file.path.name.endswith(JSONL_SUFFIXES)
     line_number = 0
     try:
@@ -157,6 +164,15 @@ def _read(file: CorpusFile, text_field: str) -> Iterator[tuple[str, str, int]]:
                     yield text, f"{file.path}:{line_number}", stream.tell()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{file.path}:{line_number + 1}: damaged gzip file: {error}") from error
+    except OSError as error:
+        raise DataError(f"{file.path}: cannot be read: {error.strerror or error}") from error
+
+
+def _read_table(file: CorpusFile, text_field: str) -> Iterator[tuple[str, str, int]]:
+    try:
+        for text, place, share in read_column(file.path, text_field):
+            if text:
+                yield text, place, int(share * file.size)
     except OSError as error:
         raise DataError(f"{file.path}: cannot be read: {error.strerror or error}") from error
 
