@@ -29,30 +29,31 @@ class Evaluation:
     drawn independently; None for one sample."""
     perplexity: float
     """exp(loss)."""
-    bits_per_byte: float
-    """Cross-entropy of all targets in bits, over the UTF-8 bytes of the text that they are."""
+    bits_per_byte: float | None
+    """Cross-entropy of all targets in bits, over the UTF-8 bytes of their text; None: those are unknown."""
     samples: int
     tokens: int
     """Targets, ends of documents included."""
-    bytes: int
-    """UTF-8 bytes of the targets' text; an end of document has none, and its loss counts all the same."""
+    bytes: int | None
+    """UTF-8 bytes of the targets' text; an end of document has none, its loss counts all the same."""
 
 
 def evaluate(
     decoder: Decoder,
     samples: Samples,
     count: int,
-    text_bytes: TextBytes,
+    text_bytes: TextBytes | None,
     *,
     batch_size: int,
     advance: Callable[[int], None] = lambda done: None,
 ) -> Evaluation:
     """The first `count` samples; `advance` hears how many are done."""
     losses: list[float] = []
-    size = 0
+    size = None if text_bytes is None else 0
     for windows_BT in _batches(samples, count, batch_size):
         losses += sample_losses(decoder, torch.from_numpy(windows_BT)).tolist()
-        size += text_bytes.of_targets(windows_BT)
+        if text_bytes is not None and size is not None:
+            size += text_bytes.of_targets(windows_BT)
         advance(len(losses))
     return summarise(np.array(losses), samples.sequence_length, size)
 
@@ -68,14 +69,14 @@ def sample_losses(decoder: Decoder, windows_BT: Tensor) -> Tensor:
     return torch.stack(each).double().cpu()
 
 
-def summarise(losses_N: np.ndarray, length: int, size: int) -> Evaluation:
-    """From the mean loss of each sample of `length` targets, whose text has `size` bytes."""
+def summarise(losses_N: np.ndarray, length: int, size: int | None) -> Evaluation:
+    """From the mean loss of each sample of `length` targets, whose text has `size` bytes (None: unknown)."""
     count, loss = len(losses_N), float(losses_N.mean())
     return Evaluation(
         loss=loss,
         standard_error=float(losses_N.std(ddof=1)) / math.sqrt(count) if count > 1 else None,
         perplexity=math.exp(loss) if loss < 700 else math.inf,
-        bits_per_byte=loss * count * length / math.log(2) / size if size else math.nan,
+        bits_per_byte=loss * count * length / math.log(2) / size if size else None,
         samples=count,
         tokens=count * length,
         bytes=size,

@@ -19,13 +19,15 @@ from parallel.seeds import seed_for
 
 DEFAULT_TOKENS = 100
 REPLACEMENT = "\ufffd"
-LONGEST_TAIL = 3
-"""Bytes of a UTF-8 character that wants one more: a tokenizer shows them as at most so many replacement characters."""
+"""What a tokenizer shows for bytes that are no character, or not yet."""
 
 
 class TextStream:
     """Text of tokens as they come: what `push` and `finish` return is, joined, decode(prompt and tokens) after
     decode(prompt), and no piece of it ends within a character.
+
+    A byte-fallback tokenizer.json is an exception: it reads a whole run of single bytes as no characters if the last of
+    them is none. What was shown of such a run stays.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int]) -> None:
@@ -37,8 +39,7 @@ class TextStream:
         """Text that no later token can change. A tail that may become a character is kept back."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        tail = len(text) - len(text.rstrip(REPLACEMENT))
-        return self._take(text[: len(text) - min(tail, LONGEST_TAIL)])
+        return self._take(text.rstrip(REPLACEMENT))
 
     def finish(self) -> str:
         """What was kept back: bytes that never became a character."""

@@ -1,62 +1,68 @@
 """The tokenizer and the data of a run, and how many bytes of text each token is."""
 
+import json
+import re
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
-from configs.errors import DataError
 from configs.schema import DataSource
+from data.huggingface import FILE, HuggingFaceTokenizer
 from data.manifest import SplitName
 from data.samples import Samples
 from data.tokenizer import SPACE_MARK, ByteTokenizer, PieceTokenizer, Tokenizer
 from exchange.origin import datasets, tokenizer_of
 from exchange.plain import PlainWeights
 
+BATTERY = ("a", " a", "the end\n\n\tx  = 1", "naïve 日本語 \U0001f468‍\U0001f469‍\U0001f467 e\u0301", "<0x41>")
+"""Texts on which the bytes counted for a tokenizer.json must be those of its own decoder."""
+
 
 def run_tokenizer(weights: PlainWeights, named: Path | None) -> Tokenizer:
-    """The tokenizer of the data that the run was trained on, or `named`, its file.
+    """`named`, the one in a folder of exported weights, or that of the data that the run was trained on.
 
-    Raises: ConfigError, DataError: the data are gone or prepared anew since, or the tokenizer is of another size.
+    Raises: ConfigError, DataError: there is none, or it is not the one that the model was trained with.
     """
-    tokenizer = tokenizer_of(weights, named)
-    if named is None:
-        samples_of(weights, "train")
-    return tokenizer
+    exported = named is None and (weights.folder / FILE).is_file()
+    return tokenizer_of(weights, weights.folder if exported else named)
 
 
 def samples_of(weights: PlainWeights, split: SplitName) -> Samples:
-    """What the run read, where its data are now. Raises: DataError if they are gone, or prepared anew since."""
+    """What the run reads, where its data are now. Raises: DataError if they are gone."""
     training, sources = weights.config.training, weights.config.data.sources
     places = [
         DataSource(path=place, weight=source.weight)
         for source, (place, _) in zip(sources, datasets(weights), strict=True)
     ]
-    trained_on = Samples(places, "train", training.sequence_length, training.seed)
-    if trained_on.fingerprint != weights.manifest.data_fingerprint:
-        folders = ", ".join(str(place.path) for place in places)
-        raise DataError(f"{folders}: not the data that {weights.folder} was trained on: prepared anew since")
-    return trained_on if split == "train" else Samples(places, split, training.sequence_length, training.seed)
+    return Samples(places, split, training.sequence_length, training.seed)
 
 
 class TextBytes:
     """How many UTF-8 bytes of text tokens are, counted token by token, so that any window has an exact number.
 
     A character may be cut by the window's end: its bytes that are in the window count. The end of a document is no
-    byte. Of a SentencePiece model, text is what its normalisation keeps, and the space that some models put before a
-    document is none of it.
+    byte. Text is what the tokenizer's normalisation keeps, and the space that some put before a document is none of it.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        """Raises: DataError for a tokenizer whose tokens are no known bytes."""
-        self._eod = tokenizer.eod
-        self._leading_space = False
+    def __init__(self, bytes_V: np.ndarray, eod: int, *, leading_space: bool) -> None:
+        """`bytes_V`: of each token; `leading_space`: a document's first token has a space more than its text."""
+        self._bytes_V, self._eod, self._leading_space = bytes_V, eod, leading_space
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Self | None:
+        """None for a tokenizer whose tokens are no certain bytes: WordPiece, and others that tidy spaces up."""
         if isinstance(tokenizer, ByteTokenizer):
-            self._bytes_V = np.ones(tokenizer.vocab_size, dtype=np.int64)
-            self._bytes_V[tokenizer.eod] = 0
+            bytes_V = np.ones(tokenizer.vocab_size, dtype=np.int64)
+            bytes_V[tokenizer.eod] = 0
         elif isinstance(tokenizer, PieceTokenizer):
-            self._bytes_V, self._leading_space = _of_pieces(tokenizer)
+            bytes_V = _of_pieces(tokenizer)
+        elif isinstance(tokenizer, HuggingFaceTokenizer):
+            bytes_V = _of_fast(tokenizer)
         else:
-            raise DataError(f"{type(tokenizer).__name__}: bits per byte are not known of this kind of tokenizer")
+            return None
+        found = cls(bytes_V, tokenizer.eod, leading_space=int(bytes_V[tokenizer.encode("a")].sum()) == 2)
+        return found if all(found._agrees(tokenizer, text) for text in BATTERY) else None
 
     def of_targets(self, windows_BT: np.ndarray) -> int:
         """Of all tokens of each window but the first."""
@@ -66,9 +72,13 @@ class TextBytes:
             size -= int(((windows_BT[:, :-1] == self._eod) & (targets_BT != self._eod)).sum())
         return size
 
+    def _agrees(self, tokenizer: Tokenizer, text: str) -> bool:
+        ids = tokenizer.encode(text)
+        return self.of_targets(np.array([[self._eod, *ids]])) == len(tokenizer.decode(ids).encode())
 
-def _of_pieces(tokenizer: PieceTokenizer) -> tuple[np.ndarray, bool]:
-    """(bytes of each piece, whether the model puts a space before a text)."""
+
+def _of_pieces(tokenizer: PieceTokenizer) -> np.ndarray:
+    """Bytes of each piece of a SentencePiece model."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer.path))
@@ -82,4 +92,25 @@ def _of_pieces(tokenizer: PieceTokenizer) -> tuple[np.ndarray, bool]:
             sizes.append(len(tokenizer.decode([token]).encode()))
         else:
             sizes.append(len(model.id_to_piece(token).replace(SPACE_MARK, " ").encode()))
-    return np.array(sizes), model.encode("a", out_type=str)[0].startswith(SPACE_MARK)
+    return np.array(sizes)
+
+
+def _of_fast(tokenizer: HuggingFaceTokenizer) -> np.ndarray:
+    """Bytes of each token of a tokenizer.json, by what its decoder does: byte-level, or pieces with single bytes."""
+    from tokenizers import Tokenizer as FastTokenizer
+
+    fast = FastTokenizer.from_file(str(tokenizer.path))
+    decoder = json.dumps(json.loads(fast.to_str())["decoder"], ensure_ascii=False)
+    added = fast.get_added_tokens_decoder()
+    space_mark = " " if SPACE_MARK in decoder else SPACE_MARK
+    sizes = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    for piece, token in fast.get_vocab(with_added_tokens=True).items():
+        if token in added:
+            sizes[token] = 0 if added[token].special else len(piece.encode())
+        elif '"ByteLevel"' in decoder:
+            sizes[token] = len(piece)  # a letter for each byte
+        elif '"ByteFallback"' in decoder and re.fullmatch("<0x[0-9A-F]{2}>", piece):
+            sizes[token] = 1
+        else:
+            sizes[token] = len(piece.replace(SPACE_MARK, space_mark).encode())
+    return sizes

@@ -59,13 +59,14 @@ def table(found: list[Evaluated]) -> Table:
     for entry in found:
         result = entry.result
         error = "-" if result.standard_error is None else f"{result.standard_error:.4f}"
+        bits = "-" if result.bits_per_byte is None else f"{result.bits_per_byte:.4f}"
         logged = "-" if entry.logged is None else f"{entry.logged:.4f}"
         shown.add_row(
             f"{entry.step:,}",
             f"{result.loss:.4f}",
             error,
             f"{result.perplexity:.4g}",
-            f"{result.bits_per_byte:.4f}",
+            bits,
             f"{result.samples:,}",
             logged,
         )
@@ -113,7 +114,7 @@ def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
     tokenizer = tokenizer_of(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, where)
     with _bar(f"step {weights.manifest.step}", count) as advance:
-        text_bytes, size = TextBytes(tokenizer), request.batch_size
+        text_bytes, size = TextBytes.of(tokenizer), request.batch_size
         result = evaluate(decoder, samples, count, text_bytes, batch_size=size, advance=advance)
     same = request.data is None and request.split == "validation" and count == default
     return Evaluated(str(weights.folder), weights.manifest.step, result, weights.manifest.val_loss if same else None)

@@ -61,7 +61,8 @@ def test_the_harness_measures_what_evaluate_measures(llama_run: Config, tmp_path
     weights = open_run(llama_run.run_dir)
     tokenizer = run_tokenizer(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, place(weights.config, "cpu", "fp32"))
-    losses, theirs, size = [], 0.0, 0
+    losses, theirs, size, text_bytes = [], 0.0, 0, TextBytes.of(tokenizer)
+    assert text_bytes is not None
     for sample in read(next(tmp_path.glob("out/*/samples_stdlib_text_*.jsonl"))):
         tokens_T = np.array([tokenizer.eod, *tokenizer.encode(sample["doc"]["text"])])
         if (len(tokens_T) - 1) % LENGTH:
@@ -70,7 +71,7 @@ def test_the_harness_measures_what_evaluate_measures(llama_run: Config, tmp_path
         own = sample_losses(decoder, torch.from_numpy(windows_BT)).tolist()
         log_likelihood, nbytes = sample["bits_per_byte"]
         assert -sum(own) * LENGTH == pytest.approx(log_likelihood, rel=1e-5)
-        assert nbytes == TextBytes(tokenizer).of_targets(windows_BT)
+        assert nbytes == text_bytes.of_targets(windows_BT)
         losses, theirs, size = losses + own, theirs + log_likelihood, size + nbytes
     assert len(losses) >= 10 * 1536 // LENGTH
     assert summarise(np.array(losses), LENGTH, size).bits_per_byte == pytest.approx(

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.huggingface import HuggingFaceTokenizer
 from data.piece_training import train_pieces
-from data.tokenizer import ByteTokenizer, PieceTokenizer
+from data.tokenizer import ByteTokenizer, PieceTokenizer, Tokenizer
+from formats.tokenizer import write_fast_tokenizer
 from inference.evaluate import summarise
 from inference.tokens import TextBytes
 
@@ -20,7 +22,10 @@ TEXTS = [
 ]
 
 
-def stream(tokenizer: ByteTokenizer | PieceTokenizer, texts: list[str]) -> np.ndarray:
+CORPUS = Path(__file__).read_text()
+
+
+def stream(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
     """Documents as a dataset holds them, after the end of another."""
     return np.array([tokenizer.eod, *(token for text in texts for token in (*tokenizer.encode(text), tokenizer.eod))])
 
@@ -37,21 +42,53 @@ def foreign(path: Path) -> PieceTokenizer:
     return PieceTokenizer(path)
 
 
-def test_every_byte_of_text_counts_once(tmp_path: Path) -> None:
-    tokenizers: list[ByteTokenizer | PieceTokenizer] = [ByteTokenizer()]
-    for kind in ("bpe", "unigram"):
-        path = tmp_path / f"{kind}.model"
-        path.write_bytes(train_pieces([Path(__file__).read_text()], kind=kind, vocab_size=360, seed=0))
-        tokenizers.append(PieceTokenizer(path))
-    for tokenizer in tokenizers:
-        tokens_T = stream(tokenizer, TEXTS)
-        expected = len("".join(TEXTS).encode())
-        text_bytes = TextBytes(tokenizer)
-        assert text_bytes.of_targets(tokens_T[None]) == expected
-        # Cut anywhere, characters included: the parts add up.
-        for cut in range(1, len(tokens_T) - 1):
-            parts = tokens_T[None, : cut + 1], tokens_T[None, cut:]
-            assert sum(text_bytes.of_targets(part) for part in parts) == expected
+def ours(kind: str, folder: Path) -> ByteTokenizer | PieceTokenizer:
+    if kind == "byte":
+        return ByteTokenizer()
+    (folder / f"{kind}.model").write_bytes(train_pieces([CORPUS], kind=kind, vocab_size=500, seed=0))  # type: ignore[arg-type]
+    return PieceTokenizer(folder / f"{kind}.model")
+
+
+def byte_level(folder: Path) -> HuggingFaceTokenizer:
+    """As GPT-2's."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([CORPUS] * 3, vocab_size=400, special_tokens=["<eod>"])
+    trained.save(str(folder / "tokenizer.json"))
+    return HuggingFaceTokenizer(folder, "<eod>")
+
+
+@pytest.mark.parametrize("kind", ["byte", "bpe", "unigram", "byte level", "exported bpe", "exported byte"])
+def test_every_byte_of_text_counts_once(kind: str, tmp_path: Path) -> None:
+    tokenizer: Tokenizer
+    if kind == "byte level":
+        tokenizer = byte_level(tmp_path)
+    else:
+        tokenizer = ours(kind.split()[-1], tmp_path)
+        if kind.startswith("exported"):
+            write_fast_tokenizer(tokenizer, tmp_path / "fast", 64)
+            tokenizer = HuggingFaceTokenizer(tmp_path / "fast")
+    tokens_T = stream(tokenizer, TEXTS)
+    expected = len("".join(TEXTS).encode())
+    text_bytes = TextBytes.of(tokenizer)
+    assert text_bytes is not None and text_bytes.of_targets(tokens_T[None]) == expected
+    # Cut anywhere, characters included: the parts add up.
+    for cut in range(1, len(tokens_T) - 1):
+        parts = tokens_T[None, : cut + 1], tokens_T[None, cut:]
+        assert sum(text_bytes.of_targets(part) for part in parts) == expected
+
+
+def test_tokens_that_are_no_certain_bytes_have_no_count(tmp_path: Path) -> None:
+    """WordPiece drops the spaces and puts others in their place."""
+    from tokenizers import BertWordPieceTokenizer
+
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator([CORPUS], vocab_size=200, special_tokens=["[UNK]", "[SEP]"])
+    trained.save(str(tmp_path / "tokenizer.json"))
+    assert TextBytes.of(HuggingFaceTokenizer(tmp_path, "[SEP]")) is None
+    found = summarise(np.array([1.0]), 10, None)
+    assert found.bits_per_byte is None and found.bytes is None
 
 
 def test_the_space_that_some_models_put_before_a_text_is_none_of_it(tmp_path: Path) -> None:
@@ -59,7 +96,7 @@ def test_the_space_that_some_models_put_before_a_text_is_none_of_it(tmp_path: Pa
     texts = ["the end of a text", "x", "and b"]
     tokens_T = stream(tokenizer, texts)
     assert tokenizer.decode(tokenizer.encode(texts[0])) == texts[0]
-    assert TextBytes(tokenizer).of_targets(tokens_T[None]) == len("".join(texts).encode())
+    assert TextBytes.of(tokenizer).of_targets(tokens_T[None]) == len("".join(texts).encode())
 
 
 def test_the_figures() -> None:

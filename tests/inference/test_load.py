@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.errors import CheckpointError, ConfigError, DataError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config
 from exchange.plain import open_run
 from inference.evaluate import evaluate
@@ -26,7 +26,7 @@ def own_loss(cfg: Config, step: int, dtype: str | None = None) -> float:
     tokenizer = run_tokenizer(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, place(weights.config, "cpu", dtype))
     samples = samples_of(weights, "validation")
-    return evaluate(decoder, samples, OWN_SAMPLES, TextBytes(tokenizer), batch_size=7).loss
+    return evaluate(decoder, samples, OWN_SAMPLES, TextBytes.of(tokenizer), batch_size=7).loss
 
 
 def logged(cfg: Config, step: int) -> float:
@@ -103,5 +103,5 @@ def test_data_prepared_anew_are_refused(llama_run: Config, stdlib_bytes: Path, t
     )
     weights = open_run(store.steps(llama_run.run_dir / store.FOLDER)[0])
     weights.config.data.sources[0] = weights.config.data.sources[0].model_copy(update={"path": tmp_path / "other"})
-    with pytest.raises(DataError, match=r"other: not the data that .* was trained on: prepared anew since$"):
+    with pytest.raises(ConfigError, match=r"other: not the data that .* was trained on: prepared anew since"):
         run_tokenizer(weights, None)

@@ -132,3 +132,12 @@ def test_data_of_another_tokenizer(folder: str, stdlib_bytes: Path, tmp_path: Pa
         f"command line: --data = {tmp_path / 'bpe'}: prepared with another tokenizer than {stdlib_bytes}, "
         "which the run was trained on: prepare it with that one\n"
     )
+
+
+def test_an_exported_folder_writes_the_same_without_its_data(folder: str, tmp_path: Path) -> None:
+    plain = str(tmp_path / "plain")
+    assert run("export", folder, "--to", "plain", "--out", plain).exit_code == 0
+    options = ["--prompt", "def ", "--max-tokens", "20", "--json"]
+    own, exported = (run("generate", place, *options) for place in (folder, plain))
+    assert exported.exit_code == 0, exported.stderr
+    assert json.loads(exported.stdout)["samples"] == json.loads(own.stdout)["samples"]
