@@ -111,7 +111,8 @@ def _data(plain: PlainWeights) -> Iterator[str]:
             f"fingerprint `{manifest.fingerprint}`"
         )
         for part in manifest.sources:
-            yield f"  - {part.input}: {part.documents:,} documents, {part.bytes:,} bytes"
+            line = f"  - {part.input}: {part.documents:,} documents"
+            yield line if part.bytes is None else f"{line}, {part.bytes:,} bytes"
 
 
 def _sections(config: Config) -> dict[str, object]:

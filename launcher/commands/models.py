@@ -1,10 +1,8 @@
 """The commands that take models out, and bring them in."""
 
-import json
 import re
 import shlex
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -38,6 +36,12 @@ def export(
         Path | None,
         typer.Option(help="The tokenizer's file, or byte; default: that of the run's data.", show_default=False),
     ] = None,
+    log_to_mlflow: Annotated[
+        bool, typer.Option("--log-to-mlflow", help="Log the folder to the run's MLflow run, as a model.")
+    ] = False,
+    register: Annotated[
+        str | None, typer.Option(help="Register it under this name, too.", metavar="NAME", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a run's weights as a folder that others open: gamma / sigma folded in, whole whatever the layout was.
@@ -50,26 +54,21 @@ def export(
       steadytrain export runs/tiny --out exported/tiny
       steadytrain export runs/tiny --step 1000 --dtype bf16 --out exported/tiny-1000
       steadytrain export runs/tiny --to plain --out exported/tiny-plain
+      steadytrain export runs/tiny --out exported/tiny --log-to-mlflow --register tiny
 
     Exit codes: 0 written, 1 crashed, 2 no good checkpoint, no architecture for it, no tokenizer, or no such place,
     130 interrupted.
     """
     from exchange.export import Wanted
-    from exchange.export import export as write
+    from launcher.export import run_export
     from launcher.train import sigterm_exits
 
+    if register is not None and not log_to_mlflow:
+        raise ConfigError(f"command line: --register = {register}: needs --log-to-mlflow")
     command = shlex.join(["steadytrain", *sys.argv[1:]])
     wanted = Wanted(run, out, to, step, dtype, _bytes(max_shard_size), tokenizer, command)
     with sigterm_exits():
-        done = write(wanted)
-    if as_json:
-        typer.echo(json.dumps(asdict(done), default=str))
-        return
-    what = done.architecture or "plain weights"
-    typer.echo(
-        f"{out}: {what}, {done.parameters:,} parameters in {done.dtype}, {done.bytes:,} bytes, "
-        f"step {done.step} of {run}"
-    )
+        typer.echo(run_export(wanted, log_to_mlflow=log_to_mlflow, register=register, as_json=as_json))
 
 
 def import_(
