@@ -1,6 +1,5 @@
 """Build a dataset in an empty folder: the tokenizer, both splits, and last the manifest."""
 
-import shutil
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ import numpy as np
 
 from configs.errors import DataError
 from data.corpus import Document
-from data.huggingface import is_huggingface
 from data.indexed import SplitWriter, flush, token_dtype
 from data.manifest import (
     MANIFEST,
@@ -19,14 +17,12 @@ from data.manifest import (
     Manifest,
     SourceRecord,
     SplitName,
-    TokenizerKind,
-    TokenizerRecord,
     fingerprint_of,
 )
 from data.piece_training import train_pieces
 from data.progress import Report
 from data.recipe import Recipe, SplitRule
-from data.tokenizer import Tokenizer, open_tokenizer
+from data.tokenizer import Tokenizer, copy_tokenizer, describe, kind_of, open_tokenizer
 from data.workers import ordered
 
 CHUNK_SIZE = 1 << 20
@@ -55,7 +51,7 @@ def build(folder: Path, recipe: Recipe, workers: int, report: Report) -> Manifes
         _refuse_empty(writers, recipe)
         splits = {name: writers[name].finish() for name in SPLITS}
     manifest = Manifest(
-        tokenizer=_describe(tokenizer, model, recipe),
+        tokenizer=describe(tokenizer, recipe.trained or kind_of(recipe.model), model),
         token_dtype=dtype,
         train=splits["train"],
         validation=splits["validation"],
@@ -68,18 +64,17 @@ def build(folder: Path, recipe: Recipe, workers: int, report: Report) -> Manifes
         recipe=recipe.hash,
         fingerprint="",
     )
-    return _write_manifest(folder, manifest)
+    return write_manifest(folder, manifest)
 
 
 def _provide_model(folder: Path, recipe: Recipe, report: Report) -> Path | None:
     """Train the tokenizer or copy it into the folder; None for bytes."""
     if recipe.tokenizer == "byte":
         return None
-    given = recipe.model
-    model = folder / ("tokenizer.json" if given and is_huggingface(given) else "tokenizer.model")
-    if given:
-        shutil.copyfile(given / model.name if given.is_dir() else given, model)
+    if recipe.model:
+        model = copy_tokenizer(recipe.model, folder)
     else:
+        model = folder / "tokenizer.model"
         report.start("Training the tokenizer", None)
         # In a process of its own: the trainer would not hear Ctrl-C.
         with closing(ordered(_train, [recipe], workers=1)) as results:
@@ -174,23 +169,8 @@ def _refuse_empty(writers: dict[SplitName, SplitWriter], recipe: Recipe) -> None
             )
 
 
-def _describe(tokenizer: Tokenizer, model: Path | None, recipe: Recipe) -> TokenizerRecord:
-    return TokenizerRecord(
-        kind=_kind(recipe),
-        vocab_size=tokenizer.vocab_size,
-        eod=tokenizer.eod,
-        hash=tokenizer.hash,
-        file=None if model is None else model.name,
-    )
-
-
-def _kind(recipe: Recipe) -> TokenizerKind:
-    if recipe.model is not None:
-        return "huggingface" if is_huggingface(recipe.model) else "sentencepiece"
-    return recipe.trained or "byte"
-
-
-def _write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+def write_manifest(folder: Path, manifest: Manifest) -> Manifest:
+    """Give the manifest its fingerprint and put it into the folder."""
     fingerprint = fingerprint_of(manifest.model_dump(mode="json"))
     manifest = manifest.model_copy(update={"fingerprint": fingerprint})
     path = folder / MANIFEST

@@ -15,13 +15,13 @@ from types import ModuleType
 import numpy as np
 
 from configs.errors import DataError
-from data.manifest import FileRecord, SplitRecord
+from data.manifest import FileRecord, SplitRecord, TokenDtype
 from parallel.quiet import importing_megatron
 
 HEADER = struct.Struct("<9sQBQQ")  # magic, version, dtype code, sequences, documents + 1
 MAGIC = b"MMIDIDX\x00\x00"
 VERSION = 1
-DTYPE_CODES = {"int32": 4, "uint16": 8}
+DTYPE_CODES: dict[TokenDtype, int] = {"int32": 4, "uint16": 8}
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -12,6 +12,7 @@ from configs.errors import DataError
 MANIFEST = "manifest.json"
 FORMAT_VERSION: Literal[1] = 1
 SplitName = Literal["train", "validation"]
+TokenDtype = Literal["uint16", "int32"]
 TokenizerKind = Literal["byte", "bpe", "unigram", "sentencepiece", "huggingface"]
 SPLITS: tuple[SplitName, ...] = ("train", "validation")
 
@@ -54,8 +55,8 @@ class SourceRecord(_Record):
 
     input: str
     documents: int
-    bytes: int
-    """UTF-8 bytes of text."""
+    bytes: int | None
+    """UTF-8 bytes of text; None if it came as tokens."""
 
 
 class Manifest(_Record):
@@ -63,7 +64,7 @@ class Manifest(_Record):
 
     format_version: Literal[1] = FORMAT_VERSION
     tokenizer: TokenizerRecord
-    token_dtype: Literal["uint16", "int32"]
+    token_dtype: TokenDtype
     """Type of the ids in the `.bin` files."""
     train: SplitRecord
     validation: SplitRecord

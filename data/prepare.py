@@ -5,52 +5,15 @@ unless the tokens are bytes. It is built beside its place (`.<name>.partial`) an
 name is complete.
 """
 
-import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from configs.errors import ConfigError, DataError
+from configs.errors import ConfigError
 from data.build import build
 from data.corpus import find
-from data.dataset import check
-from data.indexed import flush
-from data.manifest import MANIFEST, Manifest, read_manifest
-from data.progress import progress_bar
+from data.place import Prepared, put_in_place
 from data.recipe import Recipe, SplitRule
 from data.workers import available_cores
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A prepared dataset."""
-
-    folder: Path
-    manifest: Manifest
-    reused: bool
-    """Whether it was there already, made by the same recipe."""
-
-    @property
-    def train_tokens(self) -> int:
-        return self.manifest.train.tokens
-
-    @property
-    def validation_tokens(self) -> int:
-        return self.manifest.validation.tokens
-
-    @property
-    def train_documents(self) -> int:
-        return self.manifest.train.documents
-
-    @property
-    def validation_documents(self) -> int:
-        return self.manifest.validation.documents
-
-    @property
-    def vocab_size(self) -> int:
-        return self.manifest.tokenizer.vocab_size
 
 
 def prepare(
@@ -94,59 +57,11 @@ def prepare(
         max_bytes=max_bytes,
         text_field=text_field,
     )
-    out = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            if _reusable(out, recipe, force=force):
-                return Prepared(out, read_manifest(out), reused=True)
-            manifest = _build_beside(out, recipe, workers or available_cores(), progress=progress)
-    except Timeout as error:
-        raise DataError(f"{out}: another process is preparing this folder: wait for it") from error
-    except OSError as error:
-        raise DataError(f"{error.filename or out}: cannot be written: {error.strerror or error}") from error
-    return Prepared(out, manifest, reused=False)
-
-
-def _reusable(out: Path, recipe: Recipe, *, force: bool) -> bool:
-    """Whether `out` is what the recipe would make; False if it may be written.
-
-    Raises: DataError if something else is in the way, or if the dataset there is damaged.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return False
-    if not (out / MANIFEST).exists():
-        raise DataError(f"{out}: exists and is not a prepared dataset: choose another folder, or remove it")
-    if force:
-        return False
-    if read_manifest(out).recipe != recipe.hash:
-        raise DataError(
-            f"{out}: exists and was made from other inputs or settings: "
-            "choose another folder, or replace it with --force"
-        )
-    check(out)
-    return True
-
-
-def _build_beside(out: Path, recipe: Recipe, workers: int, *, progress: bool) -> Manifest:
-    """Build in a temporary folder and rename it to `out`. The caller holds the lock, so leftovers are nobody's."""
-    partial, replaced = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.replaced")
-    _remove(partial)
-    try:
-        partial.mkdir()
-        with progress_bar(shown=progress) as report:
-            manifest = build(partial, recipe, workers, report)
-        _remove(replaced)
-        if out.exists():
-            out.rename(replaced)
-        partial.rename(out)
-        flush(out.parent)
-    finally:
-        _remove(partial)
-    _remove(replaced)
-    return manifest
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+    count = workers or available_cores()
+    return put_in_place(
+        out,
+        recipe.hash,
+        lambda folder, report: build(folder, recipe, count, report),
+        force=force,
+        progress=progress,
+    )

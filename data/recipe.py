@@ -7,10 +7,9 @@ from pathlib import Path
 
 from configs.errors import ConfigError
 from data.corpus import CorpusFile, Document, documents
-from data.huggingface import is_huggingface
 from data.manifest import FORMAT_VERSION, SplitName, digest
 from data.piece_training import TRAINED, TrainedKind
-from data.tokenizer import open_tokenizer
+from data.tokenizer import check_eod, open_tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class Recipe:
             raise ConfigError(f"max_bytes = {self.max_bytes}: must be at least 1")
         if self.trained and self.vocab_size < 300:
             raise ConfigError(f"vocab_size = {self.vocab_size}: must be at least 300 (256 of them are the bytes)")
-        if self.eod is not None and (self.model is None or not is_huggingface(self.model)):
-            raise ConfigError(f"eod = {self.eod}: only for a tokenizer.json: {self.tokenizer} has an end of its own")
+        check_eod(self.eod, self.model)
         if self.model is not None:
             open_tokenizer(self.model, self.eod)
 

@@ -5,14 +5,15 @@ its own normalisation keeps.
 """
 
 import hashlib
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from configs.errors import DataError
+from configs.errors import ConfigError, DataError
 from data.huggingface import HuggingFaceTokenizer, is_huggingface
-from data.manifest import read_manifest
+from data.manifest import TokenizerKind, TokenizerRecord, read_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -110,6 +111,37 @@ def open_tokenizer(model: Path | None, eod: str | int | None = None) -> Tokenize
     if model is None:
         return ByteTokenizer()
     return HuggingFaceTokenizer(model, eod) if is_huggingface(model) else PieceTokenizer(model)
+
+
+def kind_of(path: Path | None) -> TokenizerKind:
+    """Kind of the tokenizer in a file or folder; None is the byte tokenizer."""
+    if path is None:
+        return "byte"
+    return "huggingface" if is_huggingface(path) else "sentencepiece"
+
+
+def check_eod(eod: str | None, path: Path | None) -> None:
+    """Raises: ConfigError if an end of a document is named for a tokenizer that has its own."""
+    if eod is not None and kind_of(path) != "huggingface":
+        raise ConfigError(f"eod = {eod}: only for a tokenizer.json: {path or 'byte'} has an end of its own")
+
+
+def copy_tokenizer(path: Path, folder: Path) -> Path:
+    """Copy a tokenizer's file into a dataset. Raises: OSError."""
+    copy = folder / ("tokenizer.json" if is_huggingface(path) else "tokenizer.model")
+    shutil.copyfile(path / copy.name if path.is_dir() else path, copy)
+    return copy
+
+
+def describe(tokenizer: Tokenizer, kind: TokenizerKind, file: Path | None) -> TokenizerRecord:
+    """The tokenizer as the manifest has it; `file` is the one in the dataset."""
+    return TokenizerRecord(
+        kind=kind,
+        vocab_size=tokenizer.vocab_size,
+        eod=tokenizer.eod,
+        hash=tokenizer.hash,
+        file=None if file is None else file.name,
+    )
 
 
 def load(folder: Path) -> Tokenizer:
