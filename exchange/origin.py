@@ -7,7 +7,7 @@ from configs.schema import DataSource
 from data.manifest import Manifest, read_manifest
 from data.samples import Samples
 from data.tokenizer import Tokenizer, load, open_tokenizer
-from exchange.plain import PlainWeights
+from exchange.plain import OUR_CONFIG, PlainWeights
 from parallel.embedding import count_rows
 from training.checkpoint import store
 
@@ -29,19 +29,21 @@ def datasets(plain: PlainWeights) -> list[tuple[Path, Manifest | None]]:
 
 
 def tokenizer_of(plain: PlainWeights, named: Path | None) -> Tokenizer:
-    """`named`, a tokenizer's file, or the tokenizer of the run's data.
+    """`named`, a tokenizer's file, or the tokenizer of the run's data; that of exported weights lies beside them.
 
-    Raises: ConfigError, DataError: the data are gone, or the tokenizer has not as many tokens as the model.
+    Raises: ConfigError, DataError: the data are gone or prepared anew, or the tokenizer is of another size.
     """
     if named is not None:
         tokenizer = open_tokenizer(None if named == Path("byte") else named)
         _check_size(plain, tokenizer.vocab_size, f"command line: --tokenizer = {named}")
         return tokenizer
+    if (plain.folder / OUR_CONFIG).exists():  # exported, its tokenizer with it
+        return open_tokenizer(plain.folder)
     folder, manifest = datasets(plain)[0]
     if manifest is None:
         raise ConfigError(
             f"{folder}: the data of this run are not there; name their tokenizer with --tokenizer "
-            "(a SentencePiece .model file, or byte)"
+            "(a SentencePiece .model file, a tokenizer.json, or byte)"
         )
     _check_size(plain, manifest.tokenizer.vocab_size, str(folder))
     _check_same_data(plain)
@@ -74,7 +76,7 @@ def _check_same_data(plain: PlainWeights) -> None:
     if samples.fingerprint != plain.manifest.data_fingerprint:
         raise ConfigError(
             f"{', '.join(str(source.path) for source in sources)}: not the data that {plain.folder} was trained on: "
-            "prepared anew since; name their tokenizer with --tokenizer (a SentencePiece .model file, or byte)"
+            "prepared anew since; name their tokenizer with --tokenizer"
         )
 
 

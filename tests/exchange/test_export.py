@@ -290,7 +290,7 @@ def test_data_that_are_gone(runs: Runs, stdlib_bytes: Path, tmp_path: Path) -> N
             exported(run, tmp_path / "out")
         assert str(error.value) == (
             f"{stdlib_bytes}: the data of this run are not there; name their tokenizer with --tokenizer "
-            "(a SentencePiece .model file, or byte)"
+            "(a SentencePiece .model file, a tokenizer.json, or byte)"
         )
         exported(run, tmp_path / "out", tokenizer=Path("byte"))
     finally:
