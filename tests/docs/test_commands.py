@@ -1,4 +1,4 @@
-"""Every command that is documented exists; those of README, tutorial and laptop-to-slurm are run as printed."""
+"""Every command that is documented exists; those of README, tutorial and some other pages are run as printed."""
 
 import ast
 import contextlib
@@ -31,6 +31,8 @@ GROUP = cast(TyperGroup, typer.main.get_command(app))  # with the options of com
 PAGES = [pytest.param(page, id=page.relative_to(ROOT).as_posix()) for page in documents.pages()]
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_0-9]+)*=.*", re.S)
 MINUTES = 60.0
+RUN = ["README.md", "docs/tutorial.md", "docs/laptop-to-slurm.md", "docs/generation.md"]
+"""Pages whose `sh` blocks are run."""
 NOT_RUN = {"make test": "it is what runs this test", "make install": "it would build .venv again, from the network"}
 """Commands that the run of a page leaves out, and why."""
 UNDER_WAY = ("pending", "starting", "running", "ending", "requeued")
@@ -140,7 +142,7 @@ def _check_module(module: str, arguments: list[str]) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(40 * MINUTES)
-@pytest.mark.parametrize("name", ["README.md", "docs/tutorial.md", "docs/laptop-to-slurm.md"])
+@pytest.mark.parametrize("name", RUN)
 def test_a_page_runs_as_printed(name: str, tmp_path: Path) -> None:
     """Each `sh` block in its order; a `text` block after it has lines of what it printed; titled blocks are files."""
     folder = documents.workplace(tmp_path)
