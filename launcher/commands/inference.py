@@ -44,7 +44,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.", min=0)] = 0,
     samples: Annotated[int, typer.Option(help="Continuations, side by side.", min=1)] = 1,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="The run's SentencePiece .model file, or byte, if its data have gone.")
+        Path | None, typer.Option(help="The run's tokenizer (.model, tokenizer.json), or byte, if its data have gone.")
     ] = None,
     device: Device = "auto",
     dtype: Dtype = None,
