@@ -16,9 +16,10 @@ from formats.architectures.persimmon import PERSIMMON
 from formats.architectures.qwen3 import QWEN3
 from formats.architectures.stablelm import STABLELM
 from formats.architectures.starcoder2 import STARCODER2
+from formats.architectures.vaultgemma import VAULTGEMMA
 
-ARCHITECTURES = (LLAMA, QWEN3, STARCODER2, STABLELM, GPT2, ARCEE, EXAONE4, GEMMA2, PERSIMMON)
-"""No model is computed by two of them."""
+ARCHITECTURES = (LLAMA, QWEN3, STARCODER2, STABLELM, GPT2, ARCEE, EXAONE4, GEMMA2, VAULTGEMMA, PERSIMMON)
+"""The first that computes a model is taken."""
 
 
 def architecture_for(model: ModelConfig) -> Architecture | None:

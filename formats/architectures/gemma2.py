@@ -1,61 +1,21 @@
 """Gemma 2: RMSNorm before and after sublayers (peri-LN), rotary positions, a gated feed-forward layer (here SwiGLU),
-grouped queries, capped logits, embeddings times sqrt(width); without biases. Its norms multiply by 1 + weight."""
+grouped queries, capped logits or not, embeddings times sqrt(width); without biases."""
 
-from collections.abc import Iterator
-
-from configs.schema import ModelConfig
-from formats.architectures.architecture import ANY, Architecture, Only, Ours
-from formats.architectures.common import SIZES, attention, full_attention, head_size, key_value_heads, swiglu
-from formats.architectures.tensors import MINUS_ONE, Entry, one
-
-NORMS = {
-    "input_layernorm": "attention_norm",
-    "post_attention_layernorm": "attention_output_norm",
-    "pre_feedforward_layernorm": "feedforward_norm",
-    "post_feedforward_layernorm": "feedforward_output_norm",
-}
-
-
-def tensors(model: ModelConfig) -> Iterator[Entry]:
-    """By layer."""
-    yield one("model.embed_tokens.weight", "embedding.weight")
-    yield one("model.norm.weight", "final_norm.weight", form=MINUS_ONE)
-    if not model.tie_embeddings:
-        yield one("lm_head.weight", "head.weight/head")
-    for layer in range(model.layers):
-        theirs, ours = f"model.layers.{layer}", f"layers.{layer}"
-        for their_norm, our_norm in NORMS.items():
-            yield one(f"{theirs}.{their_norm}.weight", f"{ours}.{our_norm}.weight", form=MINUS_ONE)
-        yield from attention(theirs, ours)
-        yield from swiglu(theirs, ours)
-
+from formats.architectures.architecture import Architecture
+from formats.architectures.gemma import KEYS, TAKES, tensors_with
 
 GEMMA2 = Architecture(
     class_name="Gemma2ForCausalLM",
     model_type="gemma2",
-    takes={
-        "norm": ("rmsnorm",),
-        "norm_placement": ("peri",),
-        "positions": ("rope",),
-        "activation": ("swiglu",),
-        "qk_norm": (False,),
-        "bias": (False,),
-        "embedding_scale": ("sqrt_width",),
-        "attention_softcap": ANY,
-        "logit_softcap": ANY,
-    },
-    keys=(
-        *SIZES,
-        key_value_heads(4),
-        head_size(256),
-        Only("hidden_activation", "silu", "gelu_pytorch_tanh"),
-        Ours("rms_norm_eps", "norm_eps", 1e-6),
-        Ours("attn_logit_softcapping", "attention_softcap", 50.0, may_be_null=True),
-        Ours("final_logit_softcapping", "logit_softcap", 30.0, may_be_null=True),
-        Only("query_pre_attn_scalar", lambda model: model.head_size, 256),
-        Only("attention_bias", False, False),
-        Only("layer_types", full_attention, None),
+    takes={**TAKES, "norm_placement": ("peri",)},
+    keys=KEYS,
+    tensors=tensors_with(
+        {
+            "input_layernorm": "attention_norm",
+            "post_attention_layernorm": "attention_output_norm",
+            "pre_feedforward_layernorm": "feedforward_norm",
+            "post_feedforward_layernorm": "feedforward_output_norm",
+        }
     ),
-    tensors=tensors,
     tied_by_default=True,
 )

@@ -21,7 +21,7 @@ from tests.layouts import VOCAB
 BOUND = 1e-4
 SWIGLU = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu"}
 GELU = {"norm": "layernorm", "positions": "rope", "activation": "gelu"}
-PERI = {**SWIGLU, "norm_placement": "peri"}
+PERI: dict[str, Any] = {**SWIGLU, "norm_placement": "peri"}
 REORDERED = {**SWIGLU, "norm_placement": "reordered", "qk_norm": True}
 LEARNED = {**GELU, "positions": "learned"}
 CAPPED = {"attention_softcap": 2.0, "logit_softcap": 3.0, "embedding_scale": "sqrt_width", "tie_embeddings": True}
@@ -35,6 +35,15 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "LlamaForCausalLM LayerScale biases": {**SWIGLU, "bias": True, "residual": {"kind": "layerscale"}},
     "LlamaForCausalLM ReZero": {**SWIGLU, "residual": {"kind": "rezero"}},
+    "LlamaForCausalLM low rank": {**SWIGLU, "low_rank": {"targets": ("q", "k", "v"), "rank": 6}, "kv_heads": 2},
+    "LlamaForCausalLM low rank per head": {
+        **SWIGLU,
+        "low_rank": {"targets": ("k", "q"), "per_head": True, "rank": 3},
+        "kv_heads": 2,
+    },
+    "LlamaForCausalLM embedding norm": {**SWIGLU, "embedding_norm": True, "embedding_scale": "sqrt_width"},
+    "Starcoder2ForCausalLM embedding norm, biases": {**GELU, "embedding_norm": True, "bias": True},
+    "Gemma2ForCausalLM embedding norm": {**PERI, "embedding_norm": True},
     "Qwen3ForCausalLM": {**SWIGLU, "qk_norm": True, "kv_heads": 2},
     "Starcoder2ForCausalLM": {**GELU, "kv_heads": 2},
     "Starcoder2ForCausalLM biases tied": {**GELU, "bias": True, "ffn_size": 48, "tie_embeddings": True},
@@ -48,6 +57,8 @@ MODELS: dict[str, dict[str, Any]] = {
     "Exaone4ForCausalLM depth": {**REORDERED, "residual": {"kind": "depth"}},
     "Gemma2ForCausalLM": {**PERI, "kv_heads": 2},
     "Gemma2ForCausalLM caps tied": {**PERI, **CAPPED},
+    "VaultGemmaForCausalLM caps": {**SWIGLU, "attention_softcap": 2.0, "kv_heads": 2},
+    "VaultGemmaForCausalLM caps tied": {**SWIGLU, **CAPPED},
     "PersimmonForCausalLM": {**GELU, "qk_norm": True},
     "PersimmonForCausalLM biases": {**GELU, "qk_norm": True, "bias": True},
 }
@@ -127,9 +138,9 @@ def test_tensors_and_model_come_back(name: str) -> None:
             "Starcoder2ForCausalLM needs model.positions = rope); --to plain writes its weights under our names",
         ),
         (
-            {**SWIGLU, "low_rank": {"targets": ("q",)}},
-            "model.low_rank.targets = [q]: no architecture of transformers computes this model (the nearest: "
-            "LlamaForCausalLM needs model.low_rank.targets = []); --to plain writes its weights under our names",
+            {**LEARNED, "embedding_norm": True},
+            "model.embedding_norm = true: no architecture of transformers computes this model (the nearest: "
+            "GPT2LMHeadModel needs model.embedding_norm = false); --to plain writes its weights under our names",
         ),
         (
             {**SWIGLU, "norm_placement": "post", "residual": {"kind": "deepnorm"}},
@@ -138,7 +149,14 @@ def test_tensors_and_model_come_back(name: str) -> None:
             "pre); --to plain writes its weights under our names",
         ),
     ],
-    ids=["post-LN", "no norm", "QK-norm with biases", "learned positions with groups", "low rank", "deepnorm"],
+    ids=[
+        "post-LN",
+        "no norm",
+        "QK-norm with biases",
+        "learned positions with groups",
+        "norm after learned positions",
+        "deepnorm",
+    ],
 )
 def test_a_model_without_architecture_is_refused(model: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as error:
