@@ -80,11 +80,13 @@ def plan(
         str, typer.Option(help="Kind of GPU: h100, a100, h200, ...", autocompletion=complete.devices)
     ] = "h100",
     vocab_size: Annotated[
-        int | None, typer.Option(help="Tokens of the vocabulary; default: that of the data.", min=2, show_default=False)
+        int | None,
+        typer.Option(help="Tokens of the vocabulary; default: that of the data.", min=2, max=2**22, show_default=False),
     ] = None,
     top: Annotated[int, typer.Option(help="Best layouts to show; 0: only the configured one.", min=0)] = 5,
     tokens: Annotated[
-        float | None, typer.Option(help="Tokens to train; default: training.steps.", min=1, show_default=False)
+        float | None,
+        typer.Option(help="Tokens to train; default: training.steps.", min=1, max=1e18, show_default=False),
     ] = None,
     efficiency: Annotated[
         float | None,

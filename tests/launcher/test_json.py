@@ -78,6 +78,13 @@ def test_two_kinds_of_output_at_once_are_a_mistake() -> None:
         assert result.exit_code == 2 and result.stderr.startswith("command line: --")
 
 
+@pytest.mark.parametrize("option", ["--tokens=inf", "--tokens=1e300", "--vocab-size=99999999999999999999", "--nodes=0"])
+def test_absurd_plans_are_mistakes(option: str) -> None:
+    """Infinity is no JSON, and no tensor has so many rows."""
+    result = CliRunner().invoke(app, ["plan", "configs/models/8b.yaml", "--json", option])
+    assert result.exit_code == 2 and f"'{option.partition('=')[0]}'" in result.stderr and result.stdout == ""
+
+
 def test_an_estimate_of_one_seed_has_no_deviation() -> None:
     from comparison.as_json import _estimate
 
