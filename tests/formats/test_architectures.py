@@ -1,6 +1,7 @@
 """Every stock architecture computes what the dense reference computes of the same parameters, and gives them back."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import transformers
 from torch import Tensor
 
 from configs.errors import CheckpointError, ConfigError
+from configs.load import load
 from configs.schema import ModelConfig
 from exchange.folded import FoldedWeights, architecture_and_model
 from formats.architectures.architecture import Architecture
@@ -18,6 +20,7 @@ from formats.architectures.llama import LLAMA
 from tests.exchange.models import LENGTH, random_tokens, random_weights
 from tests.layouts import VOCAB
 
+ROOT = Path(__file__).parents[2]
 BOUND = 1e-4
 SWIGLU = {"norm": "rmsnorm", "positions": "rope", "activation": "swiglu"}
 GELU = {"norm": "layernorm", "positions": "rope", "activation": "gelu"}
@@ -112,6 +115,24 @@ def test_tensors_and_model_come_back(name: str) -> None:
             else:
                 assert not part.any() and part.shape == entry.shapes(shapes)[entry.ours.index(ours)]
     assert returned == set(folded.names)
+
+
+POST_LN = {"deepnorm", "post-ln", "post-ln-depth-scaled", "post-ln-sigma-reparam"}
+WITHOUT_NORMS = {"no-norm", "no-norm-sigma-reparam", "rezero"}
+
+
+def test_every_recipe_on_llama_s_shape_but_post_ln_and_those_without_norms(tmp_path: Path) -> None:
+    run = tmp_path / "run.yaml"
+    refused = set()
+    for recipe in sorted((ROOT / "configs" / "recipes").glob("*.yaml")):
+        shape = "norm: rmsnorm, positions: rope, activation: swiglu"
+        run.with_name("shape.yaml").write_text(f"model: {{{shape}}}\n")
+        run.write_text(f"extends: [shape.yaml, {recipe}]\ndata: {{sources: [{{path: x}}]}}\n")
+        try:
+            architecture_and_model(load(run).model)
+        except ConfigError:
+            refused.add(recipe.stem)
+    assert refused == POST_LN | WITHOUT_NORMS
 
 
 @pytest.mark.parametrize(
