@@ -64,7 +64,7 @@ def fast_pieces(tokenizer: PieceTokenizer) -> "FastTokenizer":
         fast = FastTokenizer(_bpe(pieces, proto, tokenizer))
     else:
         fast = FastTokenizer(_unigram(pieces, proto, tokenizer))
-        _split_unspellable(fast, pieces)
+        _split_unspellable(fast, pieces, byte_fallback=proto.trainer_spec.byte_fallback)
     fast.normalizer = _normalizer(proto.normalizer_spec, real_spaces=real_spaces)
     fast.decoder = _decoder(proto.normalizer_spec, pieces, proto.trainer_spec.unk_surface)
     fast.add_tokens([AddedToken(piece.text, normalized=False) for piece in pieces if piece.type == USER_DEFINED])
@@ -159,11 +159,12 @@ def _unknown_inside(pieces: list[_Piece]) -> str | None:
     return min({character for text in normal for character in text} - normal, default=None)
 
 
-def _split_unspellable(fast: "FastTokenizer", pieces: list[_Piece]) -> None:
+def _split_unspellable(fast: "FastTokenizer", pieces: list[_Piece], *, byte_fallback: bool) -> None:
     """Keep `<0x41>` from being found as a whole where one of its characters has no piece of its own.
 
     Its low score does not help there: a character without a piece has a lower one. Such a character is in no piece, so
-    a text may be cut before and after a run of them; the run stays whole, for it becomes one unknown piece.
+    a text may be cut before and after it. Without byte fallback a run of them becomes one unknown piece, so there the
+    run stays whole.
     """
     from tokenizers import Regex, pre_tokenizers
 
@@ -171,7 +172,8 @@ def _split_unspellable(fast: "FastTokenizer", pieces: list[_Piece]) -> None:
     reserved = (piece.text for piece in pieces if piece.type not in (NORMAL, USER_DEFINED))
     if any(character not in normal for text in reserved for character in text):
         known = "".join(f"\\x{{{ord(text):x}}}" for text in sorted(normal) if len(text) == 1)
-        fast.pre_tokenizer = pre_tokenizers.Split(Regex(f"[^{known}]+"), behavior="isolated")
+        pattern = Regex(f"[^{known}]" if byte_fallback else f"[^{known}]+")
+        fast.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="isolated")
 
 
 def _unknown(pieces: list[_Piece]) -> str:

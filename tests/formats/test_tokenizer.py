@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as FastTokenizer
 
 import data.piece_training
 from configs.errors import DataError
-from data.piece_training import train_pieces
+from data.piece_training import TrainedKind, train_pieces
 from data.tokenizer import ByteTokenizer, PieceTokenizer, Tokenizer
 from formats.tokenizer import compare, write_fast_tokenizer
 
@@ -149,6 +149,31 @@ def test_what_fast_tokenizers_cannot_do(lines: list[str], tmp_path: Path) -> Non
 @settings(max_examples=300, deadline=None)
 def test_any_text(ours: Tokenizer, fast: FastTokenizer, text: str) -> None:
     compare(ours, fast, "tokenizer", [text])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("letters", ["ab", "abc ", "a =", "aé漢 ", "abcdefgh  \n\t", "<0x>41AB ", "\u2581 ab"])
+def test_few_letters_and_many_ties(kind: TrainedKind, letters: str, tmp_path: Path) -> None:
+    """Runs and repeated words, where the order of merges and of equal scores matters most."""
+    generator = random.Random(letters)
+
+    def text() -> str:
+        return "".join(
+            generator.choice(letters) * generator.choice([1, 1, 1, 2, 3, 8]) for _ in range(generator.randrange(1, 60))
+        )
+
+    path, trained = tmp_path / "tokenizer.model", 0
+    for vocab_size in (280, 300, 330, 400):
+        try:
+            path.write_bytes(train_pieces([text() for _ in range(200)], kind=kind, vocab_size=vocab_size, seed=0))
+        except DataError:  # too few different pieces
+            continue
+        tokenizer, trained = PieceTokenizer(path), trained + 1
+        others = "xyz 0<>\u2581🙂\n\t\x00é_"
+        mixed = ["".join(generator.choices(letters + others, k=generator.randrange(80))) for _ in range(300)]
+        write_fast_tokenizer(tokenizer, tmp_path / "fast", context=64, texts=[*mixed, *(text() for _ in range(300))])
+    assert trained
 
 
 @pytest.mark.slow
