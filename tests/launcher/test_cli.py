@@ -140,6 +140,7 @@ def test_prepare_passes_its_options_on(monkeypatch):
         "inputs": ["stdlib", "books"],
         "out": Path("d"),
         "tokenizer": "bpe",
+        "eod": None,
         "vocab_size": 500,
         "validation_fraction": 0.1,
         "max_bytes": None,
