@@ -60,7 +60,7 @@ lock: $(VENV)/.installed  ## Pin the versions that .venv holds now
 	touch $(VENV)/.installed
 
 clean:  ## Remove .venv and caches; runs/ stays
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +
 
 # DeepSpeed comes as source and looks at the installed torch while it is built: torch first, then no isolated build,
