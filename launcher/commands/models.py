@@ -16,7 +16,12 @@ UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MI
 
 def export(
     run: Annotated[
-        Path, typer.Argument(help="Run folder, or one of its checkpoints.", metavar="RUN", autocompletion=complete.runs)
+        Path,
+        typer.Argument(
+            help="Run folder, one of its checkpoints, or plain weights exported before.",
+            metavar="RUN",
+            autocompletion=complete.runs,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write: a new one, or an empty one.", show_default=False)],
     to: Annotated[
@@ -82,7 +87,7 @@ def import_(
     \b
     Examples:
       steadytrain import llama-1b --out llama-1b.yaml
-      steadytrain train llama-1b.yaml data.sources.0.path=runs/data/books model.reparam.kind=sigma
+      steadytrain train llama-1b.yaml 'data.sources=[{path: runs/data/books}]' model.reparam.kind=sigma
 
     Exit codes: 0 written, 1 crashed, 2 a checkpoint that cannot be expressed here, or a file that is there already.
     """
