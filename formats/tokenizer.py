@@ -93,7 +93,8 @@ def _as_trained_with(tokenizer: HuggingFaceTokenizer) -> "FastTokenizer":
     fast = FastTokenizer.from_file(str(tokenizer.path))
     fast.no_truncation()
     fast.no_padding()
-    fast.post_processor = processors.Sequence([])
+    if fast.post_processor is not None:  # None cannot be set, and a file without one stays as it is
+        fast.post_processor = processors.Sequence([])
     return fast
 
 
