@@ -1,5 +1,6 @@
 """The commands about data."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +9,12 @@ import typer
 from configs.errors import ConfigError
 from launcher.as_json import as_json as json
 
+TEXT_OPTIONS = ("vocab_size", "validation_fraction", "max_bytes", "workers", "text_field", "seed")
+"""What counts for text only, not for tokens that are there."""
+
 
 def prepare(
+    context: typer.Context,
     inputs: Annotated[
         list[str] | None,
         typer.Argument(
@@ -65,6 +70,8 @@ def prepare(
     linked = _megatron_prefixes(megatron_train, megatron_validation)
     if linked and inputs:
         raise ConfigError("command line: --megatron-train takes tokens that are there and no INPUT")
+    if linked:
+        _refuse(context, TEXT_OPTIONS, "--megatron-train takes tokens as they are")
     if not linked and not inputs:
         raise ConfigError("command line: INPUT: must name a folder, a glob, a .jsonl file or stdlib")
     if out is None:
@@ -102,6 +109,13 @@ def prepare(
         f"{dataset.validation_tokens:,} validation tokens in {dataset.validation_documents:,}, "
         f"vocabulary {dataset.vocab_size:,}{' (was there already)' if dataset.reused else ''}"
     )
+
+
+def _refuse(context: typer.Context, options: Iterable[str], why: str) -> None:
+    sources = {name: context.get_parameter_source(name) for name in options}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise ConfigError(f"command line: --{given[0].replace('_', '-')}: must be left out: {why}")
 
 
 def _megatron_prefixes(train: Path | None, validation: Path | None) -> tuple[Path, Path] | None:

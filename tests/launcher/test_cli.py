@@ -192,3 +192,11 @@ def test_sweep_and_compare_pass_their_arguments_on(monkeypatch):
     assert result.output == f"{ended}; its table and report: steadytrain compare runs/demo\n"
     monkeypatch.setattr("comparison.table.table", lambda folder: f"table of {folder}")
     assert run("compare", "runs/demo").output == "table of runs/demo\nreport: runs/demo/report.html\n"
+
+
+def test_tokens_that_are_there_take_no_option_of_text():
+    linked = ["prepare", "--megatron-train", "a", "--megatron-validation", "b", "--out", "c"]
+    result = run(*linked, "--max-bytes", "9")
+    assert result.exit_code == 2
+    line = "command line: --max-bytes: must be left out: --megatron-train takes tokens as they are\n"
+    assert result.output == line
