@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from configs.errors import DataError
 
 if TYPE_CHECKING:
-    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow
 
 PARQUET, ARROW = ".parquet", ".arrow"
 TABLE_SUFFIXES = (PARQUET, ARROW)
