@@ -87,7 +87,7 @@ def import_(
     \b
     Examples:
       steadytrain import llama-1b --out llama-1b.yaml
-      steadytrain train llama-1b.yaml 'data.sources=[{path: runs/data/books}]' model.reparam.kind=sigma
+      steadytrain train llama-1b.yaml 'data.sources=[{path: data/books}]' model.reparam.kind=sigma
 
     Exit codes: 0 written, 1 crashed, 2 a checkpoint that cannot be expressed here, or a file that is there already.
     """
