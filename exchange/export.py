@@ -26,6 +26,7 @@ from exchange.origin import tokenizer_of
 from exchange.plain import OUR_CONFIG, PlainWeights, open_run
 from exchange.shards import Planned, Shards, write_shards
 from formats.architectures.architecture import Architecture
+from formats.architectures.ours import parameter_shapes
 from formats.architectures.tensors import Entry, Shape
 from formats.tokenizer import write_fast_tokenizer
 from training.checkpoint.manifest import write_manifest
@@ -126,11 +127,11 @@ def _content_for(to: str, plain: PlainWeights, tokenizer: Tokenizer, dtype: str)
 
 
 def _their_tensors(architecture: Architecture, weights: FoldedWeights, length: int) -> list[Planned]:
-    shapes = architecture.parameters(weights.model, weights.vocab_size, length)
+    shapes = parameter_shapes(weights.model, weights.vocab_size, length)
     ours = {name: weights.shape(name) for name in weights.names}
     assert shapes == ours, f"not the tensors of this model: {sorted(shapes.items() ^ ours.items())}"
     return [
-        Planned(entry.theirs, architecture.shape(entry, shapes), partial(_pack, entry, weights, entry.shapes(shapes)))
+        Planned(entry.theirs, entry.shape(shapes), partial(_pack, entry, weights, entry.shapes(shapes)))
         for entry in architecture.entries(weights.model, weights.vocab_size, length)
     ]
 

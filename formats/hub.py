@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.errors import CheckpointError
 from configs.schema import ModelConfig
 from formats.architectures.choice import architecture_of
-from formats.architectures.ours import Shape
+from formats.architectures.ours import Shape, parameter_shapes
 from formats.architectures.tensors import SAME, Entry
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
@@ -46,7 +46,7 @@ class HubCheckpoint:
             self.length = _whole_number(values, self.architecture.length_key)
         except CheckpointError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-        self.shapes = self.architecture.parameters(self.model, self.vocab_size, self.length)
+        self.shapes = parameter_shapes(self.model, self.vocab_size, self.length)
         self._files = dict(self._find_tensors())
         self._check_headers()
 
@@ -119,7 +119,7 @@ class HubCheckpoint:
 
     def _check_headers(self) -> None:
         ignored = (*IGNORED, *self.architecture.ignored, *(["lm_head.weight"] if self.model.tie_embeddings else []))
-        expected: dict[str, Shape] = {entry.theirs: self.architecture.shape(entry, self.shapes) for entry in self._all}
+        expected: dict[str, Shape] = {entry.theirs: entry.shape(self.shapes) for entry in self._all}
         for name in self._files.keys() - expected.keys():
             if not name.endswith(ignored):
                 raise CheckpointError(f"{self.folder}: {name}: {self.architecture.class_name} has no such tensor here")

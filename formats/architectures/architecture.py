@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from configs.describe import either, shown
 from configs.errors import CheckpointError
 from configs.schema import ModelConfig
-from formats.architectures.ours import Shape, parameter_shapes
+from formats.architectures.ours import parameter_shapes
 from formats.architectures.tensors import Entry
 
 MISSING = object()
@@ -141,16 +141,8 @@ class Architecture:
 
     def entries(self, model: ModelConfig, vocab_size: int, length: int) -> list[Entry]:
         """Its tensors, those left out that neither has."""
-        shapes = self.parameters(model, vocab_size, length)
+        shapes = parameter_shapes(model, vocab_size, length)
         return [entry for entry in self.tensors(model) if entry.zeros or all(name in shapes for name in entry.ours)]
-
-    def parameters(self, model: ModelConfig, vocab_size: int, length: int) -> dict[str, Shape]:
-        """The tensors of ours, and their shapes."""
-        return parameter_shapes(model, vocab_size, length)
-
-    def shape(self, entry: Entry, parameters: dict[str, Shape]) -> Shape:
-        """Of one of its tensors."""
-        return entry.form.shape(entry.shapes(parameters))
 
     def model(self, config: Mapping[str, Any], base: ModelConfig) -> ModelConfig:
         """The model of a `config.json`; what it does not say (initial values, reparametrisation, ...) is `base`'s.

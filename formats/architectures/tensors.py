@@ -98,8 +98,12 @@ class Entry:
     zeros: bool = False
     """Their architecture has the tensor whether ours has it or not: zeros stand for a bias that ours has not."""
 
+    def shape(self, parameters: dict[str, Shape]) -> Shape:
+        """Of theirs."""
+        return self.form.shape(self.shapes(parameters))
+
     def shapes(self, parameters: dict[str, Shape]) -> list[Shape]:
-        """Of ours; a bias that ours has not would have a number for each row of its weight."""
+        """Of ours, `parameters` being all of them; a bias that ours has not would have a number for each row."""
         return [parameters.get(name) or parameters[name.replace(".bias", ".weight")][:1] for name in self.ours]
 
 

@@ -17,6 +17,7 @@ from formats.architectures.architecture import Architecture
 from formats.architectures.choice import architecture_of
 from formats.architectures.gpt2 import GPT2
 from formats.architectures.llama import LLAMA
+from formats.architectures.ours import parameter_shapes
 from tests.exchange.models import LENGTH, random_tokens, random_weights
 from tests.layouts import VOCAB
 
@@ -72,11 +73,11 @@ def theirs(model: dict[str, Any]) -> tuple[Architecture, FoldedWeights, dict[str
     weights = random_weights(**model)
     architecture, same = architecture_and_model(weights.config.model)
     folded = FoldedWeights(weights, same, VOCAB)  # type: ignore[arg-type]
-    shapes = architecture.parameters(same, VOCAB, LENGTH)
+    shapes = parameter_shapes(same, VOCAB, LENGTH)
     tensors = {
         entry.theirs: entry.form.pack([folded.read(name) for name in entry.ours])
         if set(entry.ours) <= set(folded.names)
-        else torch.zeros(architecture.shape(entry, shapes))
+        else torch.zeros(entry.shape(shapes))
         for entry in architecture.entries(same, VOCAB, LENGTH)
     }
     return architecture, folded, tensors, json.loads(json.dumps(architecture.config(same, VOCAB, LENGTH)))
@@ -104,7 +105,7 @@ def test_tensors_and_model_come_back(name: str) -> None:
     assert architecture_of(config) is architecture
     base = ModelConfig(bias=folded.model.bias, vocab_multiple=folded.model.vocab_multiple)
     assert architecture.model(config, base) == folded.model
-    shapes = architecture.parameters(folded.model, VOCAB, LENGTH)
+    shapes = parameter_shapes(folded.model, VOCAB, LENGTH)
     returned = set()
     for entry in architecture.entries(folded.model, VOCAB, LENGTH):
         parts = entry.form.unpack(tensors[entry.theirs], entry.shapes(shapes))
