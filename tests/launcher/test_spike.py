@@ -1,5 +1,6 @@
 """`steadytrain spike`: the list, one record, its picture, mistakes; and reruns that leave the run as it is."""
 
+import json
 import os
 import subprocess
 import sys
@@ -50,6 +51,16 @@ def run_dir(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "config.yaml").write_text("")
     return folder
+
+
+def test_json_of_all_records_and_of_one(run_dir: Path, stdlib_bytes: Path) -> None:
+    made(stdlib_bytes).write(run_dir)
+    (listed,) = json.loads(run(str(run_dir), "--json").stdout)
+    assert (listed["id"], listed["step"], listed["severity"]) == ("000136-loss_spike", 136, "alarm")
+    one = json.loads(run(str(run_dir), "136", "--json").stdout)
+    assert one.items() > listed.items()
+    assert one["conclusion"].startswith("First: ") and one["findings"][0]["step"] < 136
+    assert not list((run_dir / "spikes").glob("*.png"))
 
 
 def test_one_record_is_shown(run_dir: Path, stdlib_bytes: Path) -> None:
