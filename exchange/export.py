@@ -188,8 +188,7 @@ def _written_whole(out: Path) -> Iterator[Path]:
         yield scratch
         scratch.rename(out)  # over an empty folder, too
     except OSError as error:
-        raise ConfigError(
-            f"command line: --out = {out}: cannot be written: {error.filename}: {error.strerror}"
-        ) from error
+        why = ": ".join(str(part) for part in (error.filename, error.strerror) if part)  # a full disk has no name
+        raise ConfigError(f"command line: --out = {out}: cannot be written: {why}") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Exported models compute what training computed, are loaded by transformers, and come back to the bit."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -272,6 +273,14 @@ def test_a_parent_that_is_a_file(runs: Runs, tmp_path: Path) -> None:
         exported(runs("sigma"), tmp_path / "file" / "out")
     expected = f"command line: --out = {tmp_path}/file/out: cannot be written: {tmp_path}/file: File exists"
     assert str(error.value) == expected
+
+
+def test_a_full_disk(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = shutil.disk_usage(tmp_path)._replace(free=11)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(ConfigError, match=r"/out: cannot be written: No space left on device: \d+ bytes to write"):
+        exported(runs("sigma"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_data_that_are_gone(runs: Runs, stdlib_bytes: Path, tmp_path: Path) -> None:
