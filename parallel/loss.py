@@ -6,8 +6,8 @@ Shapes: B batch, T sequence, N = B T tokens, n the tokens of one chunk, V this r
 v its live entries: those before the padding.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +21,20 @@ CHUNK = 2**18
 """Logits in wide precision at a time on a CPU: what a core's cache holds."""
 CHUNK_ON_DEVICE = 2**26
 """On a GPU, 256 MB: starting a kernel is nothing beside it."""
+
+
+Chunks = Iterator[tuple[slice, Tensor]]
+
+
+def chunks_of(logits_NV: Tensor, live: int, wide: torch.dtype) -> Chunks:
+    """The rows of each chunk, and room for their live entries in wide precision: the same for all chunks."""
+    on_cpu = logits_NV.untyped_storage().device.type == "cpu"  # not so of a dry run's tensors, which have no memory
+    numbers = CHUNK if on_cpu else CHUNK_ON_DEVICE
+    tokens, size = len(logits_NV), max(1, numbers // logits_NV.shape[-1])
+    room_nv = logits_NV.new_empty(min(size, tokens), live, dtype=wide)
+    for first in range(0, tokens, size):
+        last = min(first + size, tokens)
+        yield slice(first, last), room_nv[: last - first]
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class VocabParallelLoss:
     tp: TensorParallel
     label_smoothing: float = 0.0
     z_loss: float = 0.0
+    chunks: Callable[[Tensor, int, torch.dtype], Chunks] = field(default=chunks_of, repr=False)
+    """How rows are cut: a plan counts one chunk for all that are equal."""
 
     def __call__(self, logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
         return _CrossEntropy.apply(logits_BTV.flatten(0, 1), targets_BT.flatten(), self)
@@ -82,7 +98,7 @@ class _CrossEntropy(torch.autograd.Function):
         weight_N = each * (1 + 2 * loss.z_loss * (max_N + z_N.log())) / z_N
         local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
         on_target_N = here_N * (each * (loss.label_smoothing - 1))
-        for rows, grad_nv in _chunks(logits_NV, live, max_N.dtype):
+        for rows, grad_nv in loss.chunks(logits_NV, live, max_N.dtype):
             logits_nv = logits_NV[rows, :live]
             torch.sub(logits_nv, max_N[rows, None], out=grad_nv).exp_().mul_(weight_N[rows, None])
             if loss.label_smoothing:
@@ -106,7 +122,7 @@ def _sums(logits_NV: Tensor, targets_N: Tensor, loss: VocabParallelLoss) -> tupl
     if not live:
         return max_N, sums_3N
     local_N, here_N = _local(targets_N, loss, logits_NV.shape[-1])
-    for rows, centred_nv in _chunks(logits_NV, live, wide):
+    for rows, centred_nv in loss.chunks(logits_NV, live, wide):
         logits_nv = logits_NV[rows, :live]
         max_N[rows] = logits_nv.amax(-1)
         torch.sub(logits_nv, max_N[rows, None], out=centred_nv)
@@ -129,14 +145,3 @@ def _local(targets_N: Tensor, loss: VocabParallelLoss, rows: int) -> tuple[Tenso
     local_N = targets_N - loss.tp.rank * rows
     here_N = (local_N >= 0) & (local_N < rows)
     return local_N.where(here_N, 0), here_N
-
-
-def _chunks(logits_NV: Tensor, live: int, wide: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """The rows of each chunk, and room for their live entries in wide precision: the same for all chunks."""
-    on_cpu = logits_NV.untyped_storage().device.type == "cpu"  # not so of a dry run's tensors, which have no memory
-    numbers = CHUNK if on_cpu else CHUNK_ON_DEVICE
-    tokens, size = len(logits_NV), max(1, numbers // logits_NV.shape[-1])
-    room_nv = logits_NV.new_empty(min(size, tokens), live, dtype=wide)
-    for first in range(0, tokens, size):
-        last = min(first + size, tokens)
-        yield slice(first, last), room_nv[: last - first]

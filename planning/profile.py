@@ -11,12 +11,13 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from configs.schema import Config
 from model.decoder import Decoder
 from parallel.linear import LinearSpec, ShardedLinear
-from parallel.loss import VocabParallelLoss
+from parallel.loss import Chunks, VocabParallelLoss, chunks_of
 from parallel.topology import TensorParallel
 from planning.alive import tensor_bytes
 from planning.work import Amounts, CountWork, Work
@@ -182,15 +183,24 @@ class Profiler:
         here = length // tp.size if tp.sequence_parallel else length
         tokens_BT = torch.zeros(sequences, length, dtype=torch.long)
         hidden_BtD = torch.zeros(sequences, here, self._config.model.hidden_size, dtype=dtype)
-        loss = VocabParallelLoss(self._vocab_size, tp, label_smoothing=training.label_smoothing, z_loss=training.z_loss)
         x = tokens_BT if chunk.embedding is not None else hidden_BtD.clone().requires_grad_()
         gradients = [parameter.grad for parameter in chunk.parameters() if parameter.grad is not None]
         with CountWork([*chunk.parameters(), *chunk.buffers(), *gradients, tokens_BT, hidden_BtD, x]) as count:
+            loss = self._loss(tp, count)
             y = chunk(x)
             y = loss(y, tokens_BT) if chunk.is_last else y
             kept, forward = count.now, count.take()
             y.backward(None if chunk.is_last else hidden_BtD)
             return Pass(kept, count.peak - kept, forward, count.take())
+
+    def _loss(self, tp: TensorParallel, count: CountWork) -> VocabParallelLoss:
+        """One chunk of a micro-batch's logits is counted for all: a long one has thousands."""
+
+        def chunks(logits_NV: Tensor, live: int, wide: torch.dtype) -> Chunks:
+            return count.once(list(chunks_of(logits_NV, live, wide)))
+
+        training = self._config.training
+        return VocabParallelLoss(self._vocab_size, tp, training.label_smoothing, training.z_loss, chunks)
 
 
 def _extend(part: Sizes, sequences: int) -> Pass:

@@ -4,15 +4,16 @@ Counting what the model really runs, instead of writing its operations down a se
 recipe and after every change of the model.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from torch import Tensor
 from torch.utils.flop_counter import flop_registry
 
 from planning.alive import AliveBytes, size_of, tensors_in
 
+T = TypeVar("T")
 ATTENTION = "scaled_dot_product"
 FREE = {"empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided"}
 """Make a tensor and leave it as it is."""
@@ -62,6 +63,15 @@ class CountWork(AliveBytes):
         """What was counted since the last call."""
         work, self._counted = self._counted, Work()
         return work
+
+    def once(self, pieces: Sequence[T]) -> Iterator[T]:
+        """Of pieces that are all the same work, but for the last, the first and the last: the first counts for all."""
+        *equal, last = pieces
+        if equal:
+            before = self._counted
+            yield equal[0]
+            self._counted += (self._counted - before) * (len(equal) - 1)
+        yield last
 
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

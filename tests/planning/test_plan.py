@@ -67,6 +67,16 @@ def test_a_sum_that_is_only_started_is_counted():
             assert (work.reduced, work.gathered, work.collectives) == (*told, 1)
 
 
+def test_one_chunk_of_the_loss_counts_for_all(monkeypatch):
+    monkeypatch.setattr("parallel.loss.CHUNK_ON_DEVICE", 3 * 64)  # rows of three tokens; 10 tokens make four chunks
+    cfg = config(1, model={"vocab_multiple": 64}, training={"sequence_length": 10})
+    with fake_ranks(1):
+        counted = Profiler(cfg, 64).profile(1, False, "none").run(1, 1, first=True, last=True)
+        monkeypatch.setattr(CountWork, "once", lambda _, pieces: iter(pieces))
+        whole = Profiler(cfg, 64).profile(1, False, "none").run(1, 1, first=True, last=True)
+    assert counted == whole
+
+
 def test_a_step_is_no_faster_than_its_parts_and_mfu_below_the_efficiency():
     with fake_ranks(4):
         plan = Planner(cfg := config(4, parallel={"tp": 2}), VOCAB, MACHINE).plan(cfg)
