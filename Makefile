@@ -31,6 +31,7 @@ test-all: $(VENV)/.installed  ## Run every test
 
 docs: $(VENV)/.installed  ## Build the documentation's site into site/, warnings as errors
 	$(MKDOCS) build --quiet --clean
+	@echo "site/index.html; with a search: make docs-serve"
 
 docs-serve: $(VENV)/.installed  ## Serve it on http://127.0.0.1:8000 and build it again when a page changes
 	$(MKDOCS) serve

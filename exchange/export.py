@@ -66,6 +66,8 @@ class Exported:
     parameters: int
     bytes: int
     vocab_size: int
+    passed_over: list[str]
+    """Why newer checkpoints of the run were not taken."""
 
 
 def export(wanted: Wanted) -> Exported:
@@ -96,6 +98,7 @@ def export(wanted: Wanted) -> Exported:
         parameters=shards.bytes // DTYPES[dtype].itemsize,
         bytes=shards.bytes,
         vocab_size=tokenizer.vocab_size,
+        passed_over=plain.passed_over,
     )
 
 

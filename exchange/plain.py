@@ -6,7 +6,7 @@ Shapes: K matrices packed in one weight; O out-features of a projection, I in-fe
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from training.checkpoint import store
 from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest, describe, read_manifest
 
 PARAMETERS, SPECTRA = "model/", "spectral/"
+THEIR_CONFIG = "config.json"
 SHARDING = "DCP_SHARDING_INFO"
 OUR_CONFIG = "config.yaml"
 """The run's configuration, in a folder of exported plain weights."""
@@ -44,9 +45,12 @@ class PlainWeights:
     rows still: who knows the tokenizer cuts them off.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        """`folder`: a checkpoint that was verified. Raises: CheckpointError if this version cannot read its config."""
-        self.folder, self.manifest = folder, manifest
+    def __init__(self, folder: Path, manifest: Manifest, passed_over: Sequence[str] = ()) -> None:
+        """`folder`: a checkpoint that was verified; `passed_over`: why newer ones of its run were not taken.
+
+        Raises: CheckpointError if this version cannot read its config.
+        """
+        self.folder, self.manifest, self.passed_over = folder, manifest, list(passed_over)
         try:
             self.config = Config.model_validate(manifest.config)
         except ValidationError as error:
@@ -111,12 +115,17 @@ def open_run(path: Path, step: int | None = None) -> PlainWeights:
     if not path.is_dir():
         raise CheckpointError(f"{path}: no such folder; give the folder of a run, such as runs/tiny")
     folders = store.steps(path / store.FOLDER)
+    if not folders and (path / THEIR_CONFIG).exists():
+        raise CheckpointError(
+            f"{path}: is a Hugging Face checkpoint, which transformers opens; name the run it came from, export that "
+            f"with --to plain, or train from it with init_from=hf:{path}"
+        )
     if not folders:
         raise CheckpointError(f"{path}: has no checkpoint; checkpoint.interval sets when a run saves them")
     if step is None:
         found = store.newest_good(path / store.FOLDER)
         assert found is not None
-        return PlainWeights(found[0], found[1])
+        return PlainWeights(*found)
     steps = [int(folder.name.removeprefix("step-")) for folder in folders]
     if step not in steps:
         raise CheckpointError(f"{path}: has no checkpoint of step {step} (those of {', '.join(map(str, steps[::-1]))})")

@@ -21,6 +21,7 @@ from exchange.plain import PlainWeights, open_run
 from inference.evaluate import Evaluation, evaluate
 from inference.load import load_decoder, place
 from inference.tokens import TextBytes, samples_of
+from launcher.passed_over import tell_passed_over
 from training.checkpoint import store
 
 
@@ -84,14 +85,16 @@ def records(found: list[Evaluated]) -> list[dict[str, Any]]:
 def _checkpoints(run: Path, step: int | None, *, all_steps: bool) -> Iterator[PlainWeights]:
     folders = store.steps(run / store.FOLDER) if all_steps else []
     if not folders:
-        yield open_run(run, step)
+        newest = open_run(run, step)
+        tell_passed_over(newest.passed_over)
+        yield newest
         return
     good = 0
     for folder in folders:
         try:
             weights = open_run(folder)
         except CheckpointError as error:
-            typer.echo(f"passed over: {error}", err=True)
+            tell_passed_over([str(error)])
             continue
         good += 1
         yield weights

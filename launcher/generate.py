@@ -13,6 +13,7 @@ from inference.load import load_decoder, place
 from inference.sampling import Sampler
 from inference.tokens import run_tokenizer
 from launcher.as_json import as_json
+from launcher.passed_over import tell_passed_over
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def read_prompt(text: str | None, file: Path | None) -> str:
 def write(request: Request, run: Path, *, step: int | None, device: str, dtype: str | None, model: Path | None) -> None:
     """Print what is asked for. `model`: of the tokenizer, if the run's data have gone."""
     weights = open_run(run, step)
+    tell_passed_over(weights.passed_over)
     where = place(weights.config, device, dtype)
     tokenizer = run_tokenizer(weights, model)
     prompt = tokenizer.encode(request.prompt).tolist() or [tokenizer.eod]  # a document follows the end of another

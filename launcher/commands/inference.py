@@ -60,6 +60,8 @@ def generate(
       steadytrain generate runs/tiny --prompt-file prompt.txt --top-p 0.9 --samples 3
       steadytrain generate runs/tiny --prompt 'import ' --greedy --json
 
+    JSON: {"checkpoint", "step", "prompt", "seed", "sampler", "samples": [{"tokens", "text", "ended"}, ...]}
+
     Exit codes: 0 written, 2 no such run, checkpoint, tokenizer or device, or options that do not go together,
     130 interrupted.
     """
@@ -100,6 +102,9 @@ def evaluate(
       steadytrain evaluate runs/tiny
       steadytrain evaluate runs/tiny --all-steps --samples 256
       steadytrain evaluate runs/tiny --data runs/data/books --split train --json
+
+    JSON: [{"checkpoint", "step", "loss", "standard_error", "perplexity", "bits_per_byte", "samples", "tokens", "bytes",
+    "logged_val_loss"}, ...], newest first
 
     Exit codes: 0 measured, 2 no such run, checkpoint, data or device, or data of another tokenizer,
     130 interrupted.

@@ -61,6 +61,9 @@ def export(
       steadytrain export runs/tiny --to plain --out exported/tiny-plain
       steadytrain export runs/tiny --out exported/tiny --log-to-mlflow --register tiny
 
+    JSON: {"folder", "checkpoint", "step", "architecture", "dtype", "parameters", "bytes", "vocab_size", "passed_over"};
+    with --log-to-mlflow also "mlflow".
+
     Exit codes: 0 written, 1 crashed, 2 no good checkpoint, no architecture for it, no tokenizer, or no such place,
     130 interrupted.
     """

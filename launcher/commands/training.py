@@ -106,6 +106,9 @@ def plan(
       steadytrain plan run.yaml parallel.tp=8 --nodes 128 --device h200 --tokens 1e12
       steadytrain plan run.yaml parallel.tp=8 parallel.pp=8 --nodes 128 --dry-run-rank middle
 
+    JSON: {"configured": a layout, "layouts": [a layout, ...], "too_large": [a line, ...], "refused": {rule: count}}; a
+    layout is {"layout", "memory_bytes", "communication", "step_seconds", "bubble", "tokens_per_s", "mfu", ...}.
+
     Exit codes: 0 planned (whether it fits or not), 2 a mistake in the configuration, or no such layout.
     """
     from launcher import plan as plans

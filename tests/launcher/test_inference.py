@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from data.tokenizer import ByteTokenizer
 from launcher.cli import app
 from monitoring.recorder import read_metrics
 from tests.inference.conftest import learned_run
+from training.checkpoint import store
 
 __all__ = ["learned_run"]
 
@@ -141,3 +143,28 @@ def test_an_exported_folder_writes_the_same_without_its_data(folder: str, tmp_pa
     own, exported = (run("generate", place, *options) for place in (folder, plain))
     assert exported.exit_code == 0, exported.stderr
     assert json.loads(exported.stdout)["samples"] == json.loads(own.stdout)["samples"]
+
+
+def test_a_damaged_checkpoint_is_passed_over_aloud(folder: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "run"
+    shutil.copytree(folder, damaged, symlinks=True)
+    newest, older = store.steps(damaged / store.FOLDER)[:2]
+    shard = next(newest.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    for command in (
+        ["generate", "--prompt", "a", "--max-tokens", "1"],
+        ["evaluate", "--samples", "1"],
+        ["export", "--to", "plain", "--out", str(tmp_path / "out")],
+    ):
+        done = run(command[0], str(damaged), *command[1:], "--json")
+        assert done.stderr.startswith(f"passed over: {shard}: changed since it was written"), done
+        found = json.loads(done.stdout)
+        assert (found[0] if isinstance(found, list) else found)["checkpoint"] == str(older.resolve())
+
+
+def test_a_hugging_face_checkpoint_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    done = run("generate", str(tmp_path), "--prompt", "a")
+    assert done.exit_code == 2 and f"init_from=hf:{tmp_path}" in done.stderr and done.stderr.count("\n") == 1
