@@ -8,7 +8,7 @@ A `config.json` is a table of keys, which are written from a model and read back
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,6 +45,8 @@ class Only:
     default: Any = MISSING
     null_is_right: bool = False
     """Null stands for that value."""
+    also: Any = MISSING
+    """Another name of that value."""
 
     def of(self, model: ModelConfig) -> Any:
         """The value for a model."""
@@ -52,7 +54,7 @@ class Only:
 
     def accepts(self, found: Any, model: ModelConfig) -> bool:
         """Whether a value means that."""
-        return (found is None and self.null_is_right) or found == self.of(model)
+        return (found is None and self.null_is_right) or found in (self.of(model), self.also)
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class Written:
 
 Key = Ours | Only | Written
 Tensors = Callable[[ModelConfig], Iterator[Entry]]
+
+ALWAYS = (
+    Only("layer_types", lambda model: ["full_attention"] * model.layers, None, null_is_right=True),
+    Only("add_cross_attention", False, False),
+    Only("use_bidirectional_attention", False, False, null_is_right=True),
+)
+"""What a config.json of any architecture may say, and must not say otherwise."""
 
 ANY: tuple[Any, ...] = ()
 """For `takes`: any value."""
@@ -92,6 +101,8 @@ class Architecture:
     tensors: Tensors
     length_key: str = "max_position_embeddings"
     """Key of the longest sequence."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of keys, which transformers reads, too."""
     rope: bool = True
     partial_rotary: float = 1.0
     """Share of a head that is rotated where a config.json does not say: ours are rotated whole."""
@@ -144,6 +155,20 @@ class Architecture:
         shapes = parameter_shapes(model, vocab_size, length)
         return [entry for entry in self.tensors(model) if entry.zeros or all(name in shapes for name in entry.ours)]
 
+    def without_aliases(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A `config.json` under the names of `keys`. Raises: CheckpointError, without the place, if two disagree."""
+        values = dict(config)
+        for alias, key in self.aliases.items():
+            if alias in config and values.setdefault(key, config[alias]) != config[alias]:
+                raise CheckpointError(
+                    f"{alias} = {shown(config[alias])}: another name of {key}, which is {shown(values[key])}"
+                )
+        return values
+
+    def layers_key(self) -> str:
+        """The key of the number of layers."""
+        return next(key.key for key in self.keys if isinstance(key, Ours) and key.field == "layers")
+
     def model(self, config: Mapping[str, Any], base: ModelConfig) -> ModelConfig:
         """The model of a `config.json`; what it does not say (initial values, reparametrisation, ...) is `base`'s.
         Sizes that follow from others are filled in.
@@ -158,7 +183,7 @@ class Architecture:
             fields["kv_heads"] = None
         model = _with(base, fields)
         model = model.model_copy(update={"kv_heads": model.key_value_heads, "ffn_size": model.inner_size})
-        for key in self.keys:
+        for key in (*self.keys, *ALWAYS):
             if isinstance(key, Only) and not key.accepts(found := _value(config, key.key, key.default), model):
                 raise CheckpointError(f"{key.key} = {shown(found)}: only {shown(key.of(model))} can be expressed here")
         return model
@@ -199,7 +224,7 @@ def _with(base: ModelConfig, fields: Mapping[str, Any]) -> ModelConfig:
         section, _, name = key.rpartition(".")
         (values[section] if section else values)[name] = value
     try:
-        return ModelConfig.model_validate(values)
+        return ModelConfig.model_validate(values, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
@@ -220,13 +245,36 @@ def _rope_values(model: ModelConfig, *, partial: bool) -> dict[str, Any]:
     return {"rope_parameters": parameters, "rope_theta": model.rope_theta, **share}
 
 
-def _rope_theta(config: Mapping[str, Any], partial_rotary: float) -> float:
-    """Raises: CheckpointError if positions are scaled, or only a part of each head is rotated."""
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind != "default":
-        raise CheckpointError(f"rope_parameters.rope_type = {shown(kind)}: only default can be expressed here")
-    share = parameters.get("partial_rotary_factor", config.get("partial_rotary_factor", partial_rotary))
+def _rope_theta(config: Mapping[str, Any], partial_rotary: float) -> Any:
+    """Of the block that transformers reads: rope_scaling, version 4's, goes before rope_parameters.
+
+    Raises: CheckpointError if positions are scaled, only a part of each head is rotated, or two blocks disagree.
+    """
+    thetas = {
+        name: _theta_of(name, block, config, partial_rotary)
+        for name in ("rope_scaling", "rope_parameters")
+        if (block := config.get(name))
+    }
+    if not thetas:
+        return _theta_of("rope_parameters", {}, config, partial_rotary)
+    (first, theta), *others = thetas.items()
+    for name, other in others:
+        if other != theta:
+            raise CheckpointError(f"{name}.rope_theta = {shown(other)}: {first} beside it means {shown(theta)}")
+    return theta
+
+
+def _theta_of(name: str, block: Any, config: Mapping[str, Any], partial_rotary: float) -> Any:
+    """What a block of rotary parameters, with the keys beside it, says of theta."""
+    if not isinstance(block, dict):
+        raise CheckpointError(f"{name} = {shown(block)}: must be an object")
+    for key, value in block.items():
+        if isinstance(value, dict):
+            raise CheckpointError(f"{name}.{key}: positions of their own for some layers cannot be expressed here")
+    for key in ("rope_type", "type"):
+        if (kind := block.get(key, "default")) != "default":
+            raise CheckpointError(f"{name}.{key} = {shown(kind)}: only default can be expressed here")
+    share = block.get("partial_rotary_factor", config.get("partial_rotary_factor", partial_rotary))
     if share != 1:
         raise CheckpointError(f"partial_rotary_factor = {shown(share)}: only 1 can be expressed here")
-    return float(parameters.get("rope_theta", config.get("rope_theta", 10_000.0)))
+    return block.get("rope_theta", config.get("rope_theta", 10_000.0))

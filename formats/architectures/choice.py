@@ -38,11 +38,22 @@ def why_none(variants: Sequence[ModelConfig]) -> str:
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """The architecture that a `config.json` names. Raises: CheckpointError, without the place, if we have none."""
-    names = config.get("architectures") or []
-    for architecture in ARCHITECTURES:
-        if architecture.class_name in names or (not names and architecture.model_type == config.get("model_type")):
-            return architecture
-    found = f"architectures = {shown(names)}" if names else f"model_type = {shown(config.get('model_type'))}"
-    known = either(architecture.class_name for architecture in ARCHITECTURES)
-    raise CheckpointError(f"{found}: must be {known}")
+    """The architecture that a `config.json` names, in either way or in both: transformers goes by model_type.
+
+    Raises: CheckpointError, without the place, if we have none, or the two disagree.
+    """
+    names, kind = config.get("architectures") or [], config.get("model_type")
+    if not isinstance(names, list):
+        raise CheckpointError(f"architectures = {shown(names)}: must be a list")
+    named = [architecture for architecture in ARCHITECTURES if architecture.class_name in names]
+    typed = [architecture for architecture in ARCHITECTURES if architecture.model_type == kind]
+    found = typed if kind is not None and not names else named
+    if len(found) != 1:
+        wrong = f"architectures = {shown(names)}" if names else f"model_type = {shown(kind)}"
+        known = either(architecture.class_name for architecture in ARCHITECTURES)
+        raise CheckpointError(f"{wrong}: must be {known}")
+    if kind not in (None, found[0].model_type):
+        raise CheckpointError(
+            f"model_type = {shown(kind)}: {found[0].class_name}, which architectures names, is {found[0].model_type}"
+        )
+    return found[0]

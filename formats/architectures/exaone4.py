@@ -45,7 +45,7 @@ EXAONE4 = Architecture(
         *SIZES,
         key_value_heads(32),
         head_size(),
-        Only("hidden_act", "silu", "silu"),
+        Only("hidden_act", "silu", "silu", also="swish"),
         Ours("rms_norm_eps", "norm_eps", 1e-5),
         # Layers of full attention rotate queries and keys only where no layer of the model slides.
         Only("sliding_window", None, 4096),

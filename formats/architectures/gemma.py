@@ -22,7 +22,7 @@ KEYS: tuple[Key, ...] = (
     *SIZES,
     key_value_heads(4),
     head_size(256),
-    Only("hidden_activation", "silu", "gelu_pytorch_tanh"),
+    Only("hidden_activation", "silu", "gelu_pytorch_tanh", also="swish"),
     Ours("rms_norm_eps", "norm_eps", 1e-6),
     Ours("attn_logit_softcapping", "attention_softcap", 50.0, may_be_null=True),
     Ours("final_logit_softcapping", "logit_softcap", 30.0, may_be_null=True),

@@ -56,6 +56,12 @@ GPT2 = Architecture(
     ),
     tensors=tensors,
     length_key="n_positions",
+    aliases={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+    },
     rope=False,
     biases_forced=True,
     grouped=False,

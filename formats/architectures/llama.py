@@ -36,7 +36,7 @@ LLAMA = Architecture(
         *SIZES,
         key_value_heads(),
         head_size(),
-        Only("hidden_act", "silu", "silu"),
+        Only("hidden_act", "silu", "silu", also="swish"),
         Ours("rms_norm_eps", "norm_eps", 1e-6),
         Ours("attention_bias", "bias", False),
         Ours("mlp_bias", "bias", False),

@@ -37,7 +37,7 @@ QWEN3 = Architecture(
         *SIZES,
         key_value_heads(32),
         head_size(128),
-        Only("hidden_act", "silu", "silu"),
+        Only("hidden_act", "silu", "silu", also="swish"),
         Only("attention_bias", False, False),
         Only("use_sliding_window", False, False),
         Ours("rms_norm_eps", "norm_eps", 1e-6),

@@ -31,7 +31,7 @@ STABLELM = Architecture(
     keys=(
         *SIZES,
         key_value_heads(32),
-        Only("hidden_act", "silu", "silu"),
+        Only("hidden_act", "silu", "silu", also="swish"),
         Ours("layer_norm_eps", "norm_eps", 1e-5),
         Ours("qk_layernorm", "qk_norm", False),
         Only("use_qkv_bias", False, False),
