@@ -72,10 +72,12 @@ def sample_losses(decoder: Decoder, windows_BT: Tensor) -> Tensor:
 def summarise(losses_N: np.ndarray, length: int, size: int | None) -> Evaluation:
     """From the mean loss of each sample of `length` targets, whose text has `size` bytes (None: unknown)."""
     count, loss = len(losses_N), float(losses_N.mean())
+    with np.errstate(invalid="ignore"):  # losses that are infinite have no deviation: NaN
+        deviation = float(losses_N.std(ddof=1)) if count > 1 else None
     return Evaluation(
         loss=loss,
-        standard_error=float(losses_N.std(ddof=1)) / math.sqrt(count) if count > 1 else None,
-        perplexity=math.exp(loss) if loss < 700 else math.inf,
+        standard_error=None if deviation is None else deviation / math.sqrt(count),
+        perplexity=math.inf if loss >= 700 else math.exp(loss),
         bits_per_byte=loss * count * length / math.log(2) / size if size else None,
         samples=count,
         tokens=count * length,

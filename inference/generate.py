@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
+from torch import Tensor
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config
 from data.tokenizer import Tokenizer
 from inference.sampling import Sampler
@@ -97,6 +98,8 @@ def generate(
 
     `show` gets (index of the continuation, next piece of its text) as they come. Continuation i is drawn with a
     generator of its own, from `seed` and i: it does not depend on how many there are.
+
+    Raises: CheckpointError if the model's logits are not finite.
     """
     made = [Continuation() for _ in range(samples)]
     streams = [TextStream(tokenizer, prompt) for _ in range(samples)]
@@ -127,6 +130,8 @@ def next_tokens(
     """The next token of every continuation, one for each generator, `max_tokens` times.
 
     The prompt goes through the decoder once, in one pass, and every token that is asked for after the first alone.
+
+    Raises: CheckpointError if logits are not finite: the most probable token is then any, and none can be drawn.
     """
     device = next(decoder.parameters()).device
     cache = KeyValueCache(len(decoder.layers), len(prompt) + max_tokens - 1)
@@ -134,7 +139,16 @@ def next_tokens(
     if len(generators) > 1:
         cache = cache.repeat(len(generators))
     for left in range(max_tokens, 0, -1):
+        _require_finite(logits_BV, max_tokens - left)
         tokens_B = sampler(logits_BV, generators)
         yield tokens_B.tolist()
         if left > 1:
             logits_BV = decoder.next_logits(tokens_B[:, None].to(device), cache)
+
+
+def _require_finite(logits_BV: Tensor, made: int) -> None:
+    if not logits_BV.isfinite().all():
+        raise CheckpointError(
+            f"the model's logits after {made} tokens are not finite (NaN or infinity): its weights are damaged, "
+            "or the run had diverged: try an earlier --step"
+        )

@@ -51,7 +51,8 @@ class Sampler:
     def probabilities(self, logits_BV: Tensor) -> Tensor:
         """What is drawn from, (B, V) in fp32."""
         x_BV = logits_BV.float()
-        x_BV = (x_BV - x_BV.amax(-1, keepdim=True)) / self.temperature  # centred: no temperature makes infinities
+        # Centred, and over no less than fp32 can invert: no temperature makes infinities or 0 / 0.
+        x_BV = (x_BV - x_BV.amax(-1, keepdim=True)) / max(self.temperature, torch.finfo(torch.float32).tiny)
         if self.top_k is not None:
             x_BV = keep_top_k(x_BV, self.top_k)
         if self.top_p is not None:

@@ -1,5 +1,6 @@
 """`steadytrain evaluate`: the loss of a run's checkpoints on prepared data."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,7 +17,7 @@ from configs.errors import CheckpointError, DataError
 from configs.schema import Config, DataSource
 from data.manifest import SplitName
 from data.samples import Samples
-from exchange.origin import tokenizer_of
+from exchange.origin import require_data, tokenizer_of
 from exchange.plain import PlainWeights, open_run
 from inference.evaluate import Evaluation, evaluate
 from inference.load import load_decoder, place
@@ -119,6 +120,11 @@ def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
     with _bar(f"step {weights.manifest.step}", count) as advance:
         text_bytes, size = TextBytes.of(tokenizer), request.batch_size
         result = evaluate(decoder, samples, count, text_bytes, batch_size=size, advance=advance)
+    if not math.isfinite(result.loss):
+        typer.echo(
+            f"{weights.folder}: the loss is not finite (NaN or infinity): the weights are damaged, or the run diverged",
+            err=True,
+        )
     same = request.data is None and request.split == "validation" and count == default
     return Evaluated(str(weights.folder), weights.manifest.step, result, weights.manifest.val_loss if same else None)
 
@@ -126,6 +132,7 @@ def _evaluate(request: Request, weights: PlainWeights) -> Evaluated:
 def _samples(request: Request, weights: PlainWeights) -> Samples:
     """Raises: DataError if `--data` were prepared with another tokenizer than the run's own."""
     own, training = samples_of(weights, request.split), weights.config.training
+    require_data(weights)
     if request.data is None:
         return own
     others = Samples([DataSource(path=request.data)], request.split, training.sequence_length, training.seed)

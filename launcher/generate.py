@@ -7,13 +7,15 @@ from pathlib import Path
 import typer
 
 from configs.errors import ConfigError
+from exchange.origin import unchecked
 from exchange.plain import PlainWeights, open_run
 from inference.generate import Continuation, generate, tokens_to_make
 from inference.load import load_decoder, place
 from inference.sampling import Sampler
 from inference.tokens import run_tokenizer
 from launcher.as_json import as_json
-from launcher.passed_over import tell_passed_over
+from launcher.passed_over import tell_passed_over, tell_unchecked
+from launcher.standard_output import echo
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Request:
 def read_prompt(text: str | None, file: Path | None) -> str:
     """The prompt, or a file's text as it is; `-`: standard input's. Raises: ConfigError unless there is just one."""
     if text is not None and file is None:
-        return text
+        return _unicode(text)
     if text is not None or file is None:
         raise ConfigError("command line: give one of --prompt TEXT and --prompt-file FILE (- for standard input)")
     try:
@@ -47,12 +49,23 @@ def read_prompt(text: str | None, file: Path | None) -> str:
         raise ConfigError(f"command line: --prompt-file = {file}: is no UTF-8 text: byte {error.start}") from None
 
 
+def _unicode(text: str) -> str:
+    """An argument; Python has bytes of it that are no UTF-8 as lone surrogates. Raises: ConfigError if there are."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        first = len(text[: error.start].encode())
+        raise ConfigError(f"command line: --prompt: is no UTF-8 text: byte {first}") from None
+    return text
+
+
 def write(request: Request, run: Path, *, step: int | None, device: str, dtype: str | None, model: Path | None) -> None:
     """Print what is asked for. `model`: of the tokenizer, if the run's data have gone."""
     weights = open_run(run, step)
     tell_passed_over(weights.passed_over)
     where = place(weights.config, device, dtype)
     tokenizer = run_tokenizer(weights, model)
+    tell_unchecked(unchecked(weights, model))
     prompt = tokenizer.encode(request.prompt).tolist() or [tokenizer.eod]  # a document follows the end of another
     made = tokens_to_make(weights.config, len(prompt), request.max_tokens)
     length = len(prompt) + made - 1
@@ -70,10 +83,10 @@ def write(request: Request, run: Path, *, step: int | None, device: str, dtype: 
     if request.as_json:
         _print_json(request, weights, continuations)
     elif request.streams:
-        typer.echo()
+        echo("\n")
     else:
         for number, continuation in enumerate(continuations, 1):
-            typer.echo(f"--- {number} of {request.samples}\n{continuation.text}")
+            echo(f"--- {number} of {request.samples}\n{continuation.text}\n")
 
 
 def _say_if_longer_than_trained(weights: PlainWeights, length: int) -> None:
@@ -87,7 +100,7 @@ def _say_if_longer_than_trained(weights: PlainWeights, length: int) -> None:
 
 
 def _show(_: int, piece: str) -> None:
-    typer.echo(piece, nl=False)
+    echo(piece)
 
 
 def _show_nothing(_: int, piece: str) -> None:
@@ -103,4 +116,4 @@ def _print_json(request: Request, weights: PlainWeights, continuations: list[Con
         "sampler": asdict(request.sampler),
         "samples": [asdict(continuation) for continuation in continuations],
     }
-    typer.echo(as_json(found))
+    echo(as_json(found) + "\n")

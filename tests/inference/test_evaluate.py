@@ -106,3 +106,11 @@ def test_the_figures() -> None:
     assert found.bits_per_byte == pytest.approx((1 + 2 + 4) * 10 / math.log(2) / 15)
     assert (found.samples, found.tokens, found.bytes) == (3, 30, 15)
     assert summarise(np.array([1.0]), 10, 15).standard_error is None
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_losses_that_are_not_finite(loss: float) -> None:
+    found = summarise(np.array([1.0, loss]), 10, 15)
+    assert found.standard_error is not None and math.isnan(found.standard_error)
+    np.testing.assert_equal((found.loss, found.perplexity, found.bits_per_byte), (loss, loss, loss))

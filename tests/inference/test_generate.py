@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from configs.errors import ConfigError
+from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config
 from data.huggingface import HuggingFaceTokenizer
 from data.piece_training import train_pieces
@@ -147,3 +147,12 @@ def test_the_last_token_may_take_the_last_position() -> None:
     """What `tokens_to_make` allows, the tables have room for."""
     (made,) = write(decoder(positions="learned"), Script(*[[1]] * 22), max_tokens=22)  # 24 positions, 3 of the prompt
     assert len(made.tokens) == 22
+
+
+@pytest.mark.parametrize("sampler", [Sampler(), Sampler(greedy=True)], ids=["drawn", "greedy"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite(sampler: Sampler, value: float) -> None:
+    model = decoder()
+    model.get_parameter("head.weight")[7] = value
+    with pytest.raises(CheckpointError, match=r"^the model's logits after 0 tokens are not finite"):
+        write(model, sampler)

@@ -77,6 +77,11 @@ def test_a_prompt_that_is_no_text(folder: str) -> None:
     assert (result.exit_code, result.stderr) == (2, "command line: --prompt-file = -: is no UTF-8 text: byte 2\n")
 
 
+def test_an_argument_that_is_no_text(folder: str) -> None:
+    result = run("generate", folder, "--prompt", "é\udcff\udcfeabc")
+    assert (result.exit_code, result.stderr) == (2, "command line: --prompt: is no UTF-8 text: byte 2\n")
+
+
 def test_evaluations_of_all_steps(folder: str, learned_run: Config) -> None:
     found = json.loads(run("evaluate", folder, "--all-steps", "--json").stdout)
     logged = {line["step"]: line["val_loss"] for line in read_metrics(learned_run.run_dir) if "val_loss" in line}
