@@ -8,26 +8,35 @@ from pathlib import Path
 import yaml
 
 from configs.schema import Config
-from exchange.origin import datasets, run_folder
+from exchange.origin import datasets, run_folder, why_no_data
 from exchange.plain import PlainWeights
 from monitoring.recorder import read_metrics
-from training.checkpoint.manifest import MANIFEST, describe
+from training.checkpoint.manifest import MANIFEST
 
 PACKAGES = ("steadytrain", "torch", "safetensors", "tokenizers")
 LOSSES = {"loss": "training loss", "val_loss": "validation loss"}
 
 
 def write_card(
-    folder: Path, plain: PlainWeights, title: str, architecture: str | None, dtype: str, command: str
+    folder: Path,
+    plain: PlainWeights,
+    title: str,
+    architecture: str | None,
+    dtype: str,
+    command: str,
+    unchecked: str | None,
 ) -> None:
-    """Write `README.md`; `architecture`: the class of transformers, None for weights under our names."""
+    """Write `README.md`; `architecture`: the class of transformers, None for weights under our names.
+
+    `unchecked`: why the tokenizer is not known to be the model's.
+    """
     lines = [
         "---",
         *(["library_name: transformers"] if architecture else []),
         "pipeline_tag: text-generation",
         "tags: [steadytrain]",
         "---",
-        f"# {title}",
+        f"# {_one_line(title)}",
         "",
         *_what(plain, architecture, dtype),
         "",
@@ -38,6 +47,7 @@ def write_card(
         "## Data",
         "",
         *_data(plain),
+        *([] if unchecked is None else [f"- the tokenizer was given by hand: {_one_line(unchecked)}"]),
         "",
         "## Configuration",
         "",
@@ -52,7 +62,13 @@ def write_card(
         "```",
         ", ".join([f"Python {sys.version.split()[0]}", *(f"{name} {version(name)}" for name in PACKAGES)]) + ".",
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = "\n".join(lines) + "\n"
+    (folder / "README.md").write_bytes(text.encode(errors="replace"))  # names of files may be no Unicode
+
+
+def _one_line(text: object) -> str:
+    """Names may hold newlines, which would end a heading or an entry."""
+    return " ".join(str(text).split())
 
 
 def _what(plain: PlainWeights, architecture: str | None, dtype: str) -> Iterator[str]:
@@ -77,11 +93,11 @@ def _what(plain: PlainWeights, architecture: str | None, dtype: str) -> Iterator
 def _training(plain: PlainWeights) -> Iterator[str]:
     manifest, training = plain.manifest, plain.config.training
     tokens = manifest.step * training.global_batch_size * training.sequence_length
-    yield f"- run: `{plain.config.run.name}`, step {manifest.step:,}, {tokens:,} tokens"
+    yield f"- run: `{_one_line(plain.config.run.name)}`, step {manifest.step:,}, {tokens:,} tokens"
     for key, name in LOSSES.items():
         for step, value in _last(plain, key):
             yield f"- {name}: {value:.4f} (step {step:,})"
-    checksum = describe(plain.folder / MANIFEST).sha256  # which names the checksum of every other file
+    checksum = plain.describe_manifest().sha256  # which names the checksum of every other file
     yield f"- checkpoint: `{plain.folder.name}`, SHA-256 of its {MANIFEST}: `{checksum}`"
     yield f"- layout: {', '.join(f'{key} {value}' for key, value in manifest.layout.items())}"
 
@@ -99,10 +115,15 @@ def _last(plain: PlainWeights, key: str) -> Iterator[tuple[int, float]]:
 
 def _data(plain: PlainWeights) -> Iterator[str]:
     yield f"- fingerprint of the samples: `{plain.manifest.data_fingerprint}`"
-    for source, (folder, manifest) in zip(plain.config.data.sources, datasets(plain), strict=True):
+    lost = why_no_data(plain) is not None
+    for source, (place, manifest) in zip(plain.config.data.sources, datasets(plain), strict=True):
+        folder = _one_line(place)
         weight = f", weight {source.weight:g}" if len(plain.config.data.sources) > 1 else ""
         if manifest is None:
             yield f"- `{folder}`{weight} (not there when this was written)"
+            continue
+        if lost:
+            yield f"- `{folder}`{weight} (what lay there when this was written is not known to be it)"
             continue
         tokenizer = manifest.tokenizer
         yield (
@@ -111,7 +132,7 @@ def _data(plain: PlainWeights) -> Iterator[str]:
             f"fingerprint `{manifest.fingerprint}`"
         )
         for part in manifest.sources:
-            line = f"  - {part.input}: {part.documents:,} documents"
+            line = f"  - {_one_line(part.input)}: {part.documents:,} documents"
             yield line if part.bytes is None else f"{line}, {part.bytes:,} bytes"
 
 

@@ -22,14 +22,14 @@ from configs.schema import Config, ParallelConfig, ReparamConfig
 from data.tokenizer import Tokenizer
 from exchange.card import write_card
 from exchange.folded import FoldedWeights, architecture_and_model
-from exchange.origin import tokenizer_of
-from exchange.plain import OUR_CONFIG, PlainWeights, open_run
+from exchange.origin import tokenizer_of, unchecked
+from exchange.plain import ATTEMPTS, BESIDE, OUR_CONFIG, UNCHECKED, CheckpointGone, PlainWeights, open_run
 from exchange.shards import Planned, Shards, write_shards
 from formats.architectures.architecture import Architecture
 from formats.architectures.ours import parameter_shapes
 from formats.architectures.tensors import Entry, Shape
 from formats.tokenizer import write_fast_tokenizer
-from training.checkpoint.manifest import write_manifest
+from training.checkpoint.manifest import describe, write_manifest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -68,27 +68,42 @@ class Exported:
     vocab_size: int
     passed_over: list[str]
     """Why newer checkpoints of the run were not taken."""
+    unchecked: str | None
+    """Why nothing but its size tells whether the tokenizer is the model's; None if more does."""
 
 
 def export(wanted: Wanted) -> Exported:
     """Write the folder; memory holds one tensor at a time.
 
-    Raises: ConfigError, CheckpointError, DataError: no good checkpoint, a model that no architecture computes, no
-    tokenizer, or a place that cannot be written.
+    Begun anew, a few times, if a run's newest checkpoint is pruned meanwhile.
+
+    Raises: ConfigError, CheckpointError, DataError: no good checkpoint, a model that no architecture computes, weights
+    that are not finite, no tokenizer, or a place that cannot be written.
     """
     require_free(wanted.out)
-    plain = open_run(wanted.run, wanted.step)
+    for _ in range(ATTEMPTS - 1):
+        plain = open_run(wanted.run, wanted.step)
+        try:
+            return _export(wanted, plain)
+        except CheckpointGone:
+            if wanted.step is not None or wanted.run.resolve() == plain.folder:
+                raise
+    return _export(wanted, open_run(wanted.run, wanted.step))
+
+
+def _export(wanted: Wanted, plain: PlainWeights) -> Exported:
     tokenizer = tokenizer_of(plain, wanted.tokenizer)
+    doubt = unchecked(plain, wanted.tokenizer)
     dtype = wanted.dtype or plain.config.training.precision
     content = _content_for(wanted.to, plain, tokenizer, NAMES[dtype])
     with _written_whole(wanted.out) as folder:
         shards = write_shards(folder, content.tensors, DTYPES[dtype], wanted.max_shard_bytes)
         for file, text in content.texts.items():
             (folder / file).write_text(text, encoding="utf-8")
-        if content.architecture is None:
-            _write_manifest(folder, plain, shards)
         write_fast_tokenizer(tokenizer, folder, plain.config.training.sequence_length)
-        write_card(folder, plain, wanted.out.name, content.architecture, NAMES[dtype], wanted.command)
+        if content.architecture is None:
+            _write_manifest(folder, plain, shards, doubt)
+        write_card(folder, plain, wanted.out.name, content.architecture, NAMES[dtype], wanted.command, doubt)
     return Exported(
         wanted.out,
         plain.folder,
@@ -99,6 +114,7 @@ def export(wanted: Wanted) -> Exported:
         bytes=shards.bytes,
         vocab_size=tokenizer.vocab_size,
         passed_over=plain.passed_over,
+        unchecked=doubt,
     )
 
 
@@ -170,10 +186,14 @@ def _our_config(plain: PlainWeights) -> Config:
     return plain.config.model_copy(update={"model": model, "parallel": ParallelConfig()})
 
 
-def _write_manifest(folder: Path, plain: PlainWeights, shards: Shards) -> None:
-    """What the weights are of and their checksums, for `exchange.plain.open_run`."""
+def _write_manifest(folder: Path, plain: PlainWeights, shards: Shards, doubt: str | None) -> None:
+    """What the weights are of and checksums of all that was written, for `exchange.plain.open_run`."""
     config = _our_config(plain).model_dump(mode="json")
-    changed = {"config": config, "files": shards.files, "journal": {}, "stability": {}}
+    beside = {
+        path.name: describe(path).model_dump() for path in sorted(folder.iterdir()) if path.name not in shards.files
+    }
+    journal = {BESIDE: beside, UNCHECKED: doubt}
+    changed = {"config": config, "files": shards.files, "journal": journal, "stability": {}}
     write_manifest(folder, plain.manifest.model_copy(update=changed))
 
 

@@ -7,7 +7,7 @@ from configs.schema import DataSource
 from data.manifest import Manifest, read_manifest
 from data.samples import Samples
 from data.tokenizer import Tokenizer, load, open_tokenizer
-from exchange.plain import OUR_CONFIG, PlainWeights
+from exchange.plain import OUR_CONFIG, UNCHECKED, PlainWeights
 from parallel.embedding import count_rows
 from training.checkpoint import store
 
@@ -29,25 +29,78 @@ def datasets(plain: PlainWeights) -> list[tuple[Path, Manifest | None]]:
 
 
 def tokenizer_of(plain: PlainWeights, named: Path | None) -> Tokenizer:
-    """`named`, a tokenizer's file, or the tokenizer of the run's data; that of exported weights lies beside them.
+    """The tokenizer that lies beside exported weights, or that of the run's data.
 
-    Raises: ConfigError, DataError: the data are gone or prepared anew, or the tokenizer is of another size.
+    `named`, a tokenizer's file or `byte`, must be that one, and takes its place where the data are gone: only its size
+    can be held against the checkpoint then, and `unchecked` says so.
+
+    Raises: ConfigError, DataError: the data are gone or prepared anew, or the tokenizer is another.
     """
-    if named is not None:
-        tokenizer = open_tokenizer(None if named == Path("byte") else named)
-        _check_size(plain, tokenizer.vocab_size, f"command line: --tokenizer = {named}")
-        return tokenizer
-    if (plain.folder / OUR_CONFIG).exists():  # exported, its tokenizer with it
-        return open_tokenizer(plain.folder)
-    folder, manifest = datasets(plain)[0]
-    if manifest is None:
-        raise ConfigError(
-            f"{folder}: the data of this run are not there; name their tokenizer with --tokenizer "
-            "(a SentencePiece .model file, a tokenizer.json, or byte)"
+    if named is None:
+        return _own_tokenizer(plain)
+    tokenizer, where = open_tokenizer(None if named == Path("byte") else named), f"command line: --tokenizer = {named}"
+    _check_size(plain, tokenizer.vocab_size, where)
+    is_known = is_exported(plain) or why_no_data(plain) is None
+    if is_known and tokenizer.hash != _own_tokenizer(plain).hash:
+        origin = plain.folder if is_exported(plain) else datasets(plain)[0][0]
+        raise ConfigError(f"{where}: is not the tokenizer of {plain.folder}, which lies in {origin}: leave it out")
+    return tokenizer
+
+
+def unchecked(plain: PlainWeights, named: Path | None) -> str | None:
+    """Why nothing but its size tells whether the tokenizer is the model's, for users; None if more does.
+
+    Of exported weights: why nothing did when they were exported.
+    """
+    if is_exported(plain):
+        return plain.manifest.journal[UNCHECKED]
+    why = None if named is None else why_no_data(plain)
+    return None if why is None else f"--tokenizer = {named}: only its size could be checked: {why}"
+
+
+def is_exported(plain: PlainWeights) -> bool:
+    """Whether these are plain weights that were exported: their tokenizer lies beside them."""
+    return (plain.folder / OUR_CONFIG).exists()
+
+
+def why_no_data(plain: PlainWeights) -> str | None:
+    """Why the run's data cannot be looked at; None if they are there as the model was trained on them."""
+    training, places = plain.config.training, datasets(plain)
+    gone = [str(place) for place, manifest in places if manifest is None]
+    if gone:
+        return f"{', '.join(gone)}: the data of this run are not there"
+    sources = [
+        DataSource(path=place, weight=source.weight)
+        for source, (place, _) in zip(plain.config.data.sources, places, strict=True)
+    ]
+    try:
+        samples = Samples(sources, "train", training.sequence_length, training.seed)
+    except DataError as error:
+        return str(error)
+    if samples.fingerprint != plain.manifest.data_fingerprint:
+        return (
+            f"{', '.join(str(source.path) for source in sources)}: not the data that {plain.folder} was trained on: "
+            "prepared anew since"
         )
-    _check_size(plain, manifest.tokenizer.vocab_size, str(folder))
-    _check_same_data(plain)
-    return load(folder)
+    return None
+
+
+def require_data(plain: PlainWeights) -> None:
+    """Raises: ConfigError unless the run's data are there as the model was trained on them."""
+    why = why_no_data(plain)
+    if why is not None:
+        raise ConfigError(why)
+
+
+def _own_tokenizer(plain: PlainWeights) -> Tokenizer:
+    if is_exported(plain):
+        return open_tokenizer(plain.folder)
+    why = why_no_data(plain)
+    if why is not None:
+        raise ConfigError(
+            f"{why}; name their tokenizer with --tokenizer (a SentencePiece .model file, a tokenizer.json, or byte)"
+        )
+    return load(datasets(plain)[0][0])
 
 
 def _places(plain: PlainWeights, path: Path) -> list[Path]:
@@ -66,18 +119,6 @@ def _manifest(folder: Path) -> Manifest | None:
         return read_manifest(folder)
     except DataError:
         return None
-
-
-def _check_same_data(plain: PlainWeights) -> None:
-    training = plain.config.training
-    places = zip(plain.config.data.sources, datasets(plain), strict=True)
-    sources = [DataSource(path=place, weight=source.weight) for source, (place, _) in places]
-    samples = Samples(sources, "train", training.sequence_length, training.seed)
-    if samples.fingerprint != plain.manifest.data_fingerprint:
-        raise ConfigError(
-            f"{', '.join(str(source.path) for source in sources)}: not the data that {plain.folder} was trained on: "
-            "prepared anew since; name their tokenizer with --tokenizer"
-        )
 
 
 def _check_size(plain: PlainWeights, vocab_size: int, where: str) -> None:

@@ -7,25 +7,35 @@ Shapes: K matrices packed in one weight; O out-features of a projection, I in-fe
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
-from safetensors import safe_open
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from configs.errors import CheckpointError
 from configs.schema import Config
 from model import attention, feedforward
 from training.checkpoint import store
-from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, Manifest, describe, read_manifest
+from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, FileRecord, Manifest, describe, read_manifest
 
 PARAMETERS, SPECTRA = "model/", "spectral/"
 THEIR_CONFIG = "config.json"
 SHARDING = "DCP_SHARDING_INFO"
 OUR_CONFIG = "config.yaml"
 """The run's configuration, in a folder of exported plain weights."""
+BESIDE, UNCHECKED = "beside", "unchecked"
+"""In the journal of such a folder's manifest: the files beside the weights with their size and SHA-256, by name; why
+their tokenizer could not be checked, or null."""
+ATTEMPTS = 5
+"""To open the newest checkpoint of a run that prunes them meanwhile."""
+
+
+class CheckpointGone(CheckpointError):
+    """A checkpoint that was there has been deleted since."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +58,7 @@ class PlainWeights:
     def __init__(self, folder: Path, manifest: Manifest, passed_over: Sequence[str] = ()) -> None:
         """`folder`: a checkpoint that was verified; `passed_over`: why newer ones of its run were not taken.
 
-        Raises: CheckpointError if this version cannot read its config.
+        Raises: CheckpointError if this version cannot read its config; CheckpointGone.
         """
         self.folder, self.manifest, self.passed_over = folder, manifest, list(passed_over)
         try:
@@ -57,7 +67,8 @@ class PlainWeights:
             first = error.errors(include_url=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise CheckpointError(f"{folder}: of another version of steadytrain: {where}: {first['msg']}") from None
-        self._parts = _parts(folder, manifest)
+        with _reading(folder):
+            self._parts = _parts(folder, manifest)
 
     @property
     def names(self) -> list[str]:
@@ -70,7 +81,10 @@ class PlainWeights:
         return _shape(self._parts[PARAMETERS + name])
 
     def read(self, name: str) -> Tensor:
-        """The whole tensor in fp32, as the model multiplies by it: W, or (gamma / sigma) W."""
+        """The whole tensor in fp32, as the model multiplies by it: W, or (gamma / sigma) W.
+
+        Raises: CheckpointGone; CheckpointError if it cannot be read.
+        """
         tensor = self._read(PARAMETERS + name)
         layer, _, what = name.rpartition(".")
         weight, _, block = what.partition("/")
@@ -84,9 +98,14 @@ class PlainWeights:
         whole = torch.empty(_shape(parts))
         for part in parts:
             # Opened for this tensor only: pages that were read do not stay in the process.
-            with safe_open(part.file, framework="pt") as file:
+            with _reading(self.folder), safe_open(part.file, framework="pt") as file:
                 whole[part.place] = file.get_tensor(part.key)
         return whole
+
+    def describe_manifest(self) -> FileRecord:
+        """Size and SHA-256 of the manifest. Raises: CheckpointGone; CheckpointError if it cannot be read."""
+        with _reading(self.folder):
+            return describe(self.folder / MANIFEST)
 
     def _matrix(self, layer: str, block: str) -> int:
         """Which gamma of a layer belongs to a projection."""
@@ -104,12 +123,14 @@ def open_run(path: Path, step: int | None = None) -> PlainWeights:
     """The weights of a run (its newest good checkpoint, or that of `step`), of one checkpoint's folder, or of a folder
     that `steadytrain export --to plain` wrote.
 
-    Every byte is verified first. Raises: CheckpointError if there is none, or none that is good.
+    Every byte is verified first. Raises: CheckpointError if there is none, or none that is good; CheckpointGone if one
+    that was asked for is deleted meanwhile: of a run's newest the next newest is taken.
     """
-    if (path / MANIFEST).exists() and FOLDER_NAME.fullmatch(path.resolve().name):
+    folder = path.resolve()  # at once: `latest` may lead elsewhere a moment later
+    if FOLDER_NAME.fullmatch(folder.name) and (folder / MANIFEST).exists():
         if step is not None:
             raise CheckpointError(f"{path}: is one checkpoint already: leave --step {step} out, or name its run")
-        return PlainWeights(path.resolve(), store.verify(path, read_bytes=True))
+        return _open_checkpoint(folder)
     if (path / MANIFEST).exists() and (path / OUR_CONFIG).exists():
         return PlainWeights(path.resolve(), _verify_exported(path, step))
     if not path.is_dir():
@@ -123,14 +144,45 @@ def open_run(path: Path, step: int | None = None) -> PlainWeights:
     if not folders:
         raise CheckpointError(f"{path}: has no checkpoint; checkpoint.interval sets when a run saves them")
     if step is None:
-        found = store.newest_good(path / store.FOLDER)
-        assert found is not None
-        return PlainWeights(*found)
+        return _open_newest(path)
     steps = [int(folder.name.removeprefix("step-")) for folder in folders]
     if step not in steps:
         raise CheckpointError(f"{path}: has no checkpoint of step {step} (those of {', '.join(map(str, steps[::-1]))})")
-    folder = folders[steps.index(step)]
-    return PlainWeights(folder, store.verify(folder, read_bytes=True))
+    return _open_checkpoint(folders[steps.index(step)])
+
+
+def _open_newest(run: Path) -> PlainWeights:
+    """Started anew, a few times, if what it looks at is pruned meanwhile."""
+    for left in reversed(range(ATTEMPTS)):
+        folders = store.steps(run / store.FOLDER)
+        try:
+            found = store.newest_good(run / store.FOLDER)
+            if found is None:
+                raise CheckpointGone(f"{run}: its checkpoints are gone: deleted meanwhile")
+            return PlainWeights(*found)
+        except CheckpointError as error:
+            pruned = isinstance(error, CheckpointGone) or not all(folder.exists() for folder in folders)
+            if not pruned or not left:
+                raise
+    raise AssertionError("the last attempt raises")
+
+
+def _open_checkpoint(folder: Path) -> PlainWeights:
+    with _reading(folder):
+        return PlainWeights(folder, store.verify(folder, read_bytes=True))
+
+
+@contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    """What fails because a checkpoint was deleted says so. Raises: CheckpointGone, CheckpointError."""
+    try:
+        yield
+    except (OSError, SafetensorError, CheckpointError) as error:
+        if not folder.exists():
+            raise CheckpointGone(f"{folder}: is gone: pruned by the run meanwhile") from error
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{folder}: cannot be read: {' '.join(str(error).split())}") from error
 
 
 def _verify_exported(path: Path, step: int | None) -> Manifest:
@@ -138,7 +190,7 @@ def _verify_exported(path: Path, step: int | None) -> Manifest:
     if step is not None:
         raise CheckpointError(f"{path}: holds the weights of one step: leave --step {step} out")
     manifest = read_manifest(path)
-    for name, record in manifest.files.items():
+    for name, record in (manifest.files | _beside(path, manifest)).items():
         try:
             found = describe(path / name)
         except OSError as error:
@@ -146,6 +198,15 @@ def _verify_exported(path: Path, step: int | None) -> Manifest:
         if found != record:
             raise CheckpointError(f"{path / name}: changed since it was written: its checksum is another")
     return manifest
+
+
+def _beside(path: Path, manifest: Manifest) -> dict[str, FileRecord]:
+    """Configuration and tokenizer: files without which, or with others, the weights are another model."""
+    try:
+        records = TypeAdapter(dict[str, FileRecord]).validate_python(manifest.journal[BESIDE])
+    except (KeyError, ValidationError):
+        raise CheckpointError(f"{path}: of another version of steadytrain: {MANIFEST} seals no tokenizer") from None
+    return records
 
 
 def _parts(folder: Path, manifest: Manifest) -> dict[str, list[_Part]]:

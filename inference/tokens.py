@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from configs.schema import DataSource
-from data.huggingface import FILE, HuggingFaceTokenizer
+from data.huggingface import HuggingFaceTokenizer
 from data.manifest import SplitName
 from data.samples import Samples
 from data.tokenizer import SPACE_MARK, ByteTokenizer, PieceTokenizer, Tokenizer
@@ -20,12 +20,8 @@ BATTERY = ("a", " a", "the end\n\n\tx  = 1", "naïve 日本語 \U0001f468‍\U00
 
 
 def run_tokenizer(weights: PlainWeights, named: Path | None) -> Tokenizer:
-    """`named`, the one in a folder of exported weights, or that of the data that the run was trained on.
-
-    Raises: ConfigError, DataError: there is none, or it is not the one that the model was trained with.
-    """
-    exported = named is None and (weights.folder / FILE).is_file()
-    return tokenizer_of(weights, weights.folder if exported else named)
+    """As `exchange.origin.tokenizer_of`."""
+    return tokenizer_of(weights, named)
 
 
 def samples_of(weights: PlainWeights, split: SplitName) -> Samples:

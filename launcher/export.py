@@ -7,7 +7,7 @@ from configs.errors import ConfigError
 from exchange import mlflow_model
 from exchange.export import Exported, Wanted, export, require_free
 from exchange.plain import open_run
-from launcher.passed_over import tell_passed_over
+from launcher.passed_over import tell_passed_over, tell_unchecked
 
 
 def run_export(wanted: Wanted, *, log_to_mlflow: bool, register: str | None, as_json: bool) -> str:
@@ -33,6 +33,7 @@ def run_export(wanted: Wanted, *, log_to_mlflow: bool, register: str | None, as_
 def _export(wanted: Wanted) -> Exported:
     done = export(wanted)
     tell_passed_over(done.passed_over)
+    tell_unchecked(done.unchecked)
     return done
 
 
