@@ -4,10 +4,10 @@ Read batch by batch, only the column that is asked for; pyarrow does it, `datase
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from configs.errors import DataError
 
@@ -48,23 +48,27 @@ def saved_dataset_files(folder: Path, names: Sequence[str]) -> list[str] | None:
     Raises: DataError for a folder of several splits (`DatasetDict.save_to_disk`), or if a file is missing.
     """
     if SAVED_DICT in names:
-        splits = _field(folder / SAVED_DICT, "splits")
+        splits = _texts(folder / SAVED_DICT, "splits", lambda splits: splits)
         examples = " or ".join(str(folder / name) for name in splits)
         raise DataError(f"{folder}: a saved dataset of several splits: name the one to read: {examples}")
     if SAVED_STATE not in names or SAVED_INFO not in names:
         return None
-    files = [file["filename"] for file in _field(folder / SAVED_STATE, "_data_files")]
+    files = _texts(folder / SAVED_STATE, "_data_files", lambda files: [file["filename"] for file in files])
     for file in files:
         if file not in names:
             raise DataError(f"{folder / file}: missing: {folder / SAVED_STATE} names it")
     return files
 
 
-def _field(path: Path, key: str) -> list:
+def _texts(path: Path, key: str, names_in: Callable[[Any], Any]) -> list[str]:
+    """The names that `names_in` finds in a field of a JSON file. Raises: DataError if they are no list of strings."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))[key]
-    except (ValueError, KeyError, TypeError) as error:
+        names = names_in(json.loads(path.read_text(encoding="utf-8"))[key])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{path}: damaged, or not of a saved dataset: no {key!r}") from error
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{path}: damaged, or not of a saved dataset: {key!r} names no files or splits")
+    return names
 
 
 def _parquet(path: Path, column: str) -> Iterator[tuple["pyarrow.Array", float]]:
@@ -75,7 +79,8 @@ def _parquet(path: Path, column: str) -> Iterator[tuple["pyarrow.Array", float]]
         rows, total = 0, file.metadata.num_rows
         for batch in file.iter_batches(ROWS, columns=[column], use_threads=False):
             rows += batch.num_rows
-            yield batch.column(0), rows / total
+            # By its name: of "text" beside "text.raw", or of a struct "text" with a "raw", pyarrow reads both.
+            yield batch.column(column), rows / total
 
 
 def _arrow(path: Path, column: str) -> Iterator[tuple["pyarrow.Array", float]]:
@@ -99,6 +104,8 @@ def _check_column(path: Path, schema: "pyarrow.Schema", column: str) -> None:
     if column not in schema.names:
         columns = ", ".join(map(repr, schema.names[:8])) or "none"
         raise DataError(f"{path}: no column {column!r} (columns: {columns}): choose one as the text field")
+    if (count := schema.names.count(column)) > 1:
+        raise DataError(f"{path}: {count} columns are called {column!r}: rename all but one")
     kind = schema.field(column).type
     if types.is_dictionary(kind):
         kind = kind.value_type

@@ -131,6 +131,37 @@ def test_columns_and_rows_that_are_no_text(tmp_path: Path) -> None:
     assert first_error(path) == ": row 1: not UTF-8 text (invalid start byte): convert or leave out"
 
 
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", {"_data_files": None}),
+        ("state.json", {"_data_files": ["x"]}),
+        ("state.json", {"_data_files": [{"filename": 5}]}),
+        ("state.json", []),
+        ("dataset_dict.json", {"splits": None}),
+        ("dataset_dict.json", {"splits": {"train": 1}}),
+    ],
+    ids=str,
+)
+def test_saved_datasets_that_say_something_else(file: str, content: object, tmp_path: Path) -> None:
+    saved = write_arrow(tmp_path, ["a"])
+    (saved / file).write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"\.json: damaged, or not of a saved dataset: ") as error:
+        find([saved])
+    assert str(error.value).startswith(f"{saved / file}: ")
+
+
+def test_a_column_is_found_by_its_whole_name(tmp_path: Path) -> None:
+    path, struct = tmp_path / "x.parquet", pa.array([{"raw": "wrong"}] * 2)
+    for columns in ({"text.raw": ["a", "b"], "text": ["c", "d"]}, {"text": struct, "text.raw": ["a", "b"]}):
+        pq.write_table(pa.table(columns), path)
+        assert [document.text for document in documents(find([path]), text_field="text.raw")] == ["a", "b"]
+    pq.write_table(pa.table({"text.raw": ["a", "b"], "text": ["c", "d"]}), path)
+    assert [document.text for document in documents(find([path]))] == ["c", "d"]
+    pq.write_table(pa.table([pa.array(["a"]), pa.array(["b"])], names=["text", "text"]), path)
+    assert first_error(path) == ": 2 columns are called 'text': rename all but one"
+
+
 @pytest.mark.parametrize("name", ["parquet", "saved"])
 @pytest.mark.parametrize("keep", [0.6, 0.02, 0])
 def test_damaged_files(name: str, keep: float, tmp_path: Path) -> None:
