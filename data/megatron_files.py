@@ -56,9 +56,11 @@ def look_through(
 
     `ends` as `read_index` gives them; `done` bytes of the progress are behind.
 
+    Ends of a document within documents are counted and said: the model learns that nothing goes on after them.
+
     Raises: DataError with the first token that does not fit.
     """
-    hashed, start = hashlib.sha256(), 0
+    hashed, start, found = hashlib.sha256(), 0, 0
     with open(path, "rb") as stream:
         while content := stream.read(BLOCK * np.dtype(dtype).itemsize):
             hashed.update(content)
@@ -67,7 +69,15 @@ def look_through(
             first, last = np.searchsorted(ends, [start + 1, start + len(tokens) + 1])
             _check_ends(path, tokens[ends[first:last] - 1 - start], int(first), tokenizer)
             start += len(tokens)
+            found += int((tokens == tokenizer.eod).sum())
             report.advance_to(done + stream.tell())
+    if found > len(ends):
+        report.say(
+            f"{path}: {found - len(ends):,} of its {found:,} ends of a document (token {tokenizer.eod}) stand within "
+            f"documents, as if these were {found:,} and not {len(ends):,}: used as it is"
+        )
+    if empty := int((np.diff(ends, prepend=0) == 1).sum()):
+        report.say(f"{path}: {empty:,} of its {len(ends):,} documents are empty, their end alone: used as it is")
     return SplitRecord(
         documents=len(ends),
         tokens=int(ends[-1]),

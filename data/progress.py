@@ -20,6 +20,9 @@ class Report:
     def finish(self) -> None:
         """The phase is over."""
 
+    def say(self, line: str) -> None:
+        """Something odd that the data hold and that is used all the same."""
+
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[Report]:
@@ -58,3 +61,6 @@ class _BarReport(Report):
             self._bar.remove_task(self._task)
         else:
             self._bar.update(self._task, completed=self._total)
+
+    def say(self, line: str) -> None:
+        self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)

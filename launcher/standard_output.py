@@ -4,20 +4,29 @@ import errno
 import io
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from configs.errors import ConfigError
 
 
 def echo(text: str) -> None:
-    """Write it at once, characters that standard output cannot show as `?`.
+    """Write it at once. Raises: as `printing`."""
+    with printing():
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Around what writes: characters that standard output cannot show become `?`.
 
     Raises: ConfigError if it cannot be written; BrokenPipeError, which ends the command quietly.
     """
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "replace":
         sys.stdout.reconfigure(errors="replace")
     try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        yield
     except OSError as error:
         if error.errno == errno.EPIPE:
             raise

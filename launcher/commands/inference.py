@@ -117,14 +117,12 @@ def evaluate(
 
     from launcher.as_json import as_json as json
     from launcher.evaluate import Request, evaluate_run, records, table
-    from launcher.standard_output import echo
+    from launcher.standard_output import echo, printing
 
     request = Request(data, "train" if split == "train" else "validation", samples, batch_size, device, dtype)
     found = evaluate_run(request, run, step=step, all_steps=all_steps)
     if as_json:
         echo(json(records(found)) + "\n")
         return
-    console = Console(highlight=False)
-    with console.capture() as shown:
-        console.print(table(found))
-    echo(shown.get())
+    with printing():
+        Console(highlight=False).print(table(found))

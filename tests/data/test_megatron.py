@@ -199,3 +199,18 @@ def test_the_command(theirs: Path, tmp_path: Path) -> None:
     assert json.loads(result.stdout)["vocab_size"] == 320
     result = CliRunner().invoke(app, [*given, "--megatron-validation", str(theirs / "held.out"), "stdlib"])
     assert "takes tokens that are there and no INPUT" in f"{result.output}{result.exception}"
+
+
+def test_odd_ends_are_used_and_said(theirs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prefix = theirs / "held.out"
+    given = {"tokenizer": theirs / "a.model"}
+    link_megatron(theirs / "wiki_text_document", prefix, tmp_path / "plain", **given)
+    assert "used as it is" not in capsys.readouterr().err
+    write(prefix, [[5, 1, 6, 1], [1], [1, 1], [7, 1]])
+    link_megatron(theirs / "wiki_text_document", prefix, tmp_path / "odd", **given)
+    said = capsys.readouterr().err
+    assert (
+        f"{prefix}.bin: 2 of its 6 ends of a document (token 1) stand within documents, as if these were 6 and not 4: "
+        "used as it is\n" in said
+    )
+    assert f"{prefix}.bin: 1 of its 4 documents are empty, their end alone: used as it is\n" in said
