@@ -253,7 +253,7 @@ def _rope_theta(config: Mapping[str, Any], partial_rotary: float) -> Any:
     thetas = {
         name: _theta_of(name, block, config, partial_rotary)
         for name in ("rope_scaling", "rope_parameters")
-        if (block := config.get(name))
+        if (block := config.get(name)) not in (None, {})
     }
     if not thetas:
         return _theta_of("rope_parameters", {}, config, partial_rotary)

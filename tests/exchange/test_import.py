@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from configs.checks import resolve
 from configs.errors import CheckpointError, ConfigError
 from configs.load import load
-from configs.schema import Config
+from configs.schema import Config, ModelConfig
 from exchange.model_file import write_model_file
 from formats.hub import HubCheckpoint
 from launcher.cli import app
@@ -177,9 +178,140 @@ def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
     assert f"{folder}/model.safetensors: is no whole safetensors file: " in refusal(config(folder, LLAMA))
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").touch()
-    assert refusal(config(folder, LLAMA)).endswith("holds no .safetensors file (pickled weights are not opened)")
+    assert refusal(config(folder, LLAMA)).endswith(
+        "holds no model.safetensors or model.safetensors.index.json (pickled weights are not opened)"
+    )
     (folder / "config.json").write_text("{")
     assert f"{folder}/config.json: is no JSON: " in refusal(config(folder, LLAMA))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("[" * 100_000, "is no JSON: maximum recursion depth exceeded"),
+        ('{"vocab_size": NaN}', "is no JSON: NaN is no number"),
+        ({"num_hidden_layers": 10**7}, "num_hidden_layers = 10000000: there are only 21 tensors"),
+        ({"vocab_size": True}, "vocab_size = true: must be a whole number"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_what_a_configuration_cannot_say(config: Any, message: str, tmp_path: Path) -> None:
+    folder = hub(tmp_path / "hub", LLAMA, **(config if isinstance(config, dict) else {}))
+    if isinstance(config, str):
+        (folder / "config.json").write_text(config)
+    with pytest.raises(CheckpointError) as error:
+        HubCheckpoint(folder, ModelConfig())
+    assert str(error.value).startswith(f"{folder}/config.json: {message}")
+
+
+def test_as_many_heads_as_a_configuration_likes(tmp_path: Path) -> None:
+    """An architecture with a norm for each head: the width is looked at before they are named."""
+    folder = hub(tmp_path / "hub", {**GELU, "activation": "swiglu", "qk_norm": True})
+    config = json.loads((folder / "config.json").read_text())
+    many = {"hidden_size": 10**9, "num_attention_heads": 10**9, "num_key_value_heads": 10**9}
+    (folder / "config.json").write_text(json.dumps(config | many))
+    with pytest.raises(CheckpointError, match=r"model\.embed_tokens\.weight: is F32"):
+        HubCheckpoint(folder, ModelConfig())
+
+
+def test_a_head_beside_a_tied_one_must_be_equal(tmp_path: Path) -> None:
+    """Also where a config.json does not say that it is tied, and transformers takes it to be."""
+    folder = hub(tmp_path / "hub", {**GELU, "tie_embeddings": True})
+    values = json.loads((folder / "config.json").read_text())
+    assert values.pop("tie_word_embeddings")
+    (folder / "config.json").write_text(json.dumps(values))
+    table = load_file(folder / "model.safetensors")["model.embed_tokens.weight"]
+    changed(folder, {"lm_head.weight": table.clone()})
+    write_model_file(folder, tmp_path / "equal.yaml")
+    changed(folder, {"lm_head.weight": table + 1e-3})
+    with pytest.raises(CheckpointError) as error:
+        write_model_file(folder, tmp_path / "model.yaml")
+    assert str(error.value) == (
+        f"{folder}: lm_head.weight differs from model.embed_tokens.weight, and config.json means "
+        "tie_word_embeddings = true"
+    )
+    changed(folder, {"lm_head.weight": torch.zeros(3)})
+    with pytest.raises(CheckpointError, match=r"lm_head.weight: is F32 \(3,\)"):
+        write_model_file(folder, tmp_path / "model.yaml")
+
+
+def sharded(folder: Path) -> dict[str, Any]:
+    """The same tensors in two files; returns what the index says, and writes it."""
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    files = {name: f"model-0000{1 + index % 2}-of-00002.safetensors" for index, name in enumerate(sorted(tensors))}
+    for file in set(files.values()):
+        save_file({name: tensors[name] for name in tensors if files[name] == file}, folder / file)
+    index = {"metadata": {}, "weight_map": files}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return index
+
+
+def test_only_the_files_of_the_checkpoint_are_read(tmp_path: Path) -> None:
+    """Whatever other files lie beside them."""
+    folder = hub(tmp_path / "hub", LLAMA)
+    expected = load_file(folder / "model.safetensors")["model.norm.weight"]
+    for beside in (folder / "model.old.safetensors", folder / "zz.safetensors"):
+        save_file({"model.norm.weight": expected + 1, "other": expected}, beside)
+    assert torch.equal(HubCheckpoint(folder, ModelConfig()).read("final_norm.weight"), expected)
+    sharded(folder)
+    assert torch.equal(HubCheckpoint(folder, ModelConfig()).read("final_norm.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model.norm.weight": "gone.safetensors"}, "gone.safetensors: no such file"),
+        (
+            {"model.norm.weight": "../model-00001-of-00002.safetensors"},
+            "weight_map.model.norm.weight = ../model-00001-of-00002.safetensors: must be a file in the same folder",
+        ),
+        ({"extra": "model-00001-of-00002.safetensors"}, "model-00001-of-00002.safetensors holds no extra"),
+        (
+            {"model.norm.weight": None},
+            "model-00001-of-00002.safetensors is not said to hold model.norm.weight",
+        ),
+    ],
+    ids=["missing file", "elsewhere", "no such tensor", "tensor left out"],
+)
+def test_an_index_that_is_wrong(change: dict[str, str | None], message: str, tmp_path: Path) -> None:
+    folder = hub(tmp_path / "hub", LLAMA)
+    index = sharded(folder)
+    files = index["weight_map"] | change
+    index["weight_map"] = {name: file for name, file in files.items() if file is not None}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError) as error:
+        HubCheckpoint(folder, ModelConfig())
+    assert str(error.value) == f"{folder}/model.safetensors.index.json: {message}"
+
+
+@pytest.mark.parametrize(
+    ("model", "theirs", "ours"),
+    [
+        (LLAMA, "model.layers.0.mlp.up_proj.weight", "layers.0.feedforward.gate_up.weight/up"),
+        (LEARNED, "transformer.h.0.attn.c_attn.weight", "layers.0.attention.qkv.weight/q"),
+    ],
+    ids=["as it is", "transposed"],
+)
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite(
+    model: dict[str, Any], theirs: str, ours: str, number: float, tmp_path: Path
+) -> None:
+    """They are refused where they are read."""
+    folder = hub(tmp_path / "hub", model)
+    tensor = load_file(folder / "model.safetensors")[theirs]
+    tensor[5, 7] = number
+    checkpoint = HubCheckpoint(changed(folder, {theirs: tensor}), ModelConfig())
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.read(ours)
+    assert str(error.value).startswith(f"{folder}: {theirs}: 1 of ") and "not finite" in str(error.value)
+    assert checkpoint.read(ours, (slice(10, 20), slice(10, 20))).isfinite().all()
+
+
+def test_a_folder_with_a_line_break_in_its_name(tmp_path: Path) -> None:
+    folder = hub(tmp_path / "a\nlayers: 3", LLAMA)
+    write_model_file(folder, tmp_path / "model.yaml")
+    assert yaml.safe_load((tmp_path / "model.yaml").read_text())["init_from"] == f"hf:{folder}"
 
 
 def test_half_precision_is_read_as_fp32_and_parts_as_asked(tmp_path: Path) -> None:

@@ -197,6 +197,37 @@ def test_a_model_without_architecture_is_refused(model: dict[str, Any], message:
             {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}},
             "rope_parameters.rope_type = llama3: only default can be expressed here",
         ),
+        # Beside rope_parameters that say default: transformers lets rope_scaling win.
+        (
+            LLAMA,
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+            "rope_scaling.rope_type = linear: only default can be expressed here",
+        ),
+        (
+            LLAMA,
+            {"rope_scaling": {"rope_type": "default"}, "rope_parameters": {"rope_theta": 5e5}},
+            "rope_parameters.rope_theta = 500000.0: rope_scaling beside it means 10000.0",
+        ),
+        (
+            LLAMA,
+            {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e5}}},
+            "rope_parameters.full_attention: positions of their own for some layers cannot be expressed here",
+        ),
+        (LLAMA, {"rope_parameters": "x"}, "rope_parameters = x: must be an object"),
+        (
+            LLAMA,
+            {"rope_theta": "1e4", "rope_parameters": None},
+            "model.rope_theta = '1e4': Input should be a valid number",
+        ),
+        (LLAMA, {"num_hidden_layers": "4"}, "model.layers = '4': Input should be a valid integer"),
+        (LLAMA, {"num_hidden_layers": 4.0}, "model.layers = 4.0: Input should be a valid integer"),
+        (LLAMA, {"tie_word_embeddings": "yes"}, "model.tie_embeddings = 'yes': Input should be a valid boolean"),
+        (
+            LLAMA,
+            {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
+            "layer_types = [sliding_attention]: only [full_attention] can be expressed here",
+        ),
+        (GPT2, {"add_cross_attention": True}, "add_cross_attention = true: only false can be expressed here"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: only 1 can be expressed here"),
         (LLAMA, {"hidden_size": None}, "hidden_size: is missing"),
         (GPT2, {"activation_function": "gelu_new"}, "activation_function = gelu_new: only gelu can be expressed here"),
@@ -211,6 +242,27 @@ def test_a_config_that_is_not_ours_is_refused(
     with pytest.raises(CheckpointError) as error:
         architecture.model(config | changes, ModelConfig())
     assert str(error.value) == message
+
+
+def test_swish_is_another_name_of_silu() -> None:
+    config = LLAMA.config(ModelConfig(hidden_size=32, heads=4), VOCAB, LENGTH)
+    assert LLAMA.model(config | {"hidden_act": "swish"}, ModelConfig()) == LLAMA.model(config, ModelConfig())
+
+
+def test_two_names_of_one_key_must_agree() -> None:
+    config = GPT2.config(ModelConfig(hidden_size=32, heads=4), VOCAB, LENGTH)
+    assert GPT2.without_aliases(config | {"num_hidden_layers": 4}) == config | {"num_hidden_layers": 4}
+    renamed = {key: value for key, value in config.items() if key != "n_head"} | {"num_attention_heads": 8}
+    assert GPT2.without_aliases(renamed)["n_head"] == 8
+    with pytest.raises(CheckpointError, match=r"^num_hidden_layers = 3: another name of n_layer, which is 4$"):
+        GPT2.without_aliases(config | {"num_hidden_layers": 3})
+
+
+def test_architectures_and_model_type_must_agree() -> None:
+    assert architecture_of({"model_type": "gpt2"}) is GPT2
+    with pytest.raises(CheckpointError) as error:
+        architecture_of({"architectures": ["LlamaForCausalLM"], "model_type": "qwen3"})
+    assert str(error.value) == "model_type = qwen3: LlamaForCausalLM, which architectures names, is llama"
 
 
 def test_another_architecture_is_refused() -> None:
