@@ -4,13 +4,12 @@ Written to a hidden folder beside its place and moved there when it is complete:
 """
 
 import json
-import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
@@ -29,7 +28,8 @@ from formats.architectures.architecture import Architecture
 from formats.architectures.ours import parameter_shapes
 from formats.architectures.tensors import Entry, Shape
 from formats.tokenizer import write_fast_tokenizer
-from training.checkpoint.manifest import describe, write_manifest
+from training.checkpoint import store
+from training.checkpoint.manifest import FOLDER_NAME, MANIFEST, describe, write_manifest
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 NAMES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -119,10 +119,27 @@ def _export(wanted: Wanted, plain: PlainWeights) -> Exported:
 
 
 def require_free(out: Path) -> None:
-    """Raises: ConfigError if something is there already."""
+    """Raises: ConfigError if something is there already, or the place belongs to checkpoints."""
+    where = f"command line: --out = {out}"
+    if out.name in ("", ".."):
+        raise ConfigError(f"{where}: name a new folder")
+    if out.is_symlink():
+        raise ConfigError(f"{where}: is a symbolic link; name a new folder, or an empty one")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         what = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"command line: --out = {out}: {what}; name a new folder, or an empty one")
+        raise ConfigError(f"{where}: {what}; name a new folder, or an empty one")
+    here = out.resolve()
+    for folder in (here, *here.parents):
+        if _is_of_checkpoints(folder):
+            raise ConfigError(f"{where}: is inside {folder}, which holds checkpoints only; name another place")
+
+
+def _is_of_checkpoints(folder: Path) -> bool:
+    """Whether it is a checkpoint, plain weights, or the folder of a run's checkpoints."""
+    named, configured = FOLDER_NAME.fullmatch(folder.name), (folder / OUR_CONFIG).exists()
+    if (folder / MANIFEST).exists() and (named or configured):
+        return True
+    return folder.name == store.FOLDER and (bool(store.steps(folder)) or (folder.parent / OUR_CONFIG).exists())
 
 
 @dataclass(frozen=True)
@@ -203,15 +220,26 @@ def _json(values: dict[str, Any]) -> str:
 
 @contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
-    """A hidden folder that becomes `out` if all goes well, and else is gone. Raises: ConfigError for an OSError."""
-    scratch = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    """A folder in a hidden one beside `out` that becomes `out` if all goes well. The hidden one has a name of its own
+    and goes in any case, but if the process is killed. Raises: ConfigError for an OSError."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        scratch.mkdir()
-        yield scratch
-        scratch.rename(out)  # over an empty folder, too
+        with TemporaryDirectory(
+            prefix=f".{out.name}.", suffix=".tmp", dir=out.parent, ignore_cleanup_errors=True
+        ) as own:
+            scratch = Path(own) / out.name
+            scratch.mkdir()
+            yield scratch
+            _move(scratch, out)
     except OSError as error:
         why = ": ".join(str(part) for part in (error.filename, error.strerror) if part)  # a full disk has no name
-        raise ConfigError(f"command line: --out = {out}: cannot be written: {why}") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        raise ConfigError(f"command line: --out = {out}: cannot be written: {why or error}") from error
+
+
+def _move(scratch: Path, out: Path) -> None:
+    """Over an empty folder, too. Raises: OSError; ConfigError if another has put something there meanwhile."""
+    try:
+        scratch.rename(out)
+    except OSError:
+        require_free(out)
+        raise

@@ -75,6 +75,24 @@ def destination(plain: PlainWeights) -> Destination:
     return Destination(uri, run_id)
 
 
+def require_names(folder: str, register: str | None) -> None:
+    """Raises: ConfigError if MLflow takes no logged model, or no registered one, of such a name."""
+    # Its own rules have no public name; asking it before anything is written is worth that.
+    from mlflow.exceptions import MlflowException
+    from mlflow.utils.validation import _validate_logged_model_name, _validate_model_name
+
+    for option, name, validate in (
+        ("--out", folder, _validate_logged_model_name),
+        ("--register", register, _validate_model_name),
+    ):
+        try:
+            if name is not None:
+                validate(name)
+        except MlflowException as error:
+            reason = " ".join(error.message.split())
+            raise ConfigError(f"command line: {option} = {name}: MLflow takes no such name: {reason}") from None
+
+
 def log_model(done: Exported, where: Destination, register: str | None) -> Logged:
     """Log an exported folder with the metrics of its step; its run stays as it ended.
 

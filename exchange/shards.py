@@ -37,7 +37,7 @@ def write_shards(folder: Path, tensors: Sequence[Planned], dtype: torch.dtype, m
     """Write `tensors` in `dtype`, in their order, to files of at most `max_bytes`, or of one tensor that is larger.
 
     One file is called model.safetensors; more are numbered, and `model.safetensors.index.json` says which tensor is
-    where. Raises: OSError; CheckpointError if a number does not fit into `dtype`.
+    where. Raises: OSError; CheckpointError if a number is not finite or does not fit into `dtype`.
     """
     files = list(_files([(tensor, TensorPlan(tensor.name, dtype, tensor.shape)) for tensor in tensors], max_bytes))
     total = sum(plan.nbytes for file in files for _, plan in file)
@@ -70,7 +70,13 @@ def _files(plans: Sequence[tuple[Planned, TensorPlan]], max_bytes: int) -> Itera
 def _cast(planned: Planned, dtype: torch.dtype) -> Tensor:
     whole = planned.read()
     assert tuple(whole.shape) == planned.shape, f"{planned.name} is not as planned"
+    wrong = whole.numel() - int(whole.isfinite().sum())
+    if wrong:
+        raise CheckpointError(
+            f"{planned.name}: {wrong:,} of {whole.numel():,} numbers are not finite (NaN or infinity): its "
+            "weights are damaged, or the run had diverged: take another --step"
+        )
     cast = whole.to(dtype)
-    if dtype == torch.float16 and bool((cast.isinf() & whole.isfinite()).any()):
+    if dtype == torch.float16 and bool(cast.isinf().any()):
         raise CheckpointError(f"{planned.name}: has numbers beyond fp16's 65504: take --dtype bf16 or fp32")
     return cast

@@ -21,6 +21,7 @@ def run_export(wanted: Wanted, *, log_to_mlflow: bool, register: str | None, as_
     if wanted.to != "hf":
         raise ConfigError(f"command line: --log-to-mlflow: needs --to hf, not --to {wanted.to}")
     require_free(wanted.out)
+    mlflow_model.require_names(wanted.out.name, register)
     where = mlflow_model.destination(open_run(wanted.run, wanted.step))
     done = _export(wanted)
     logged = mlflow_model.log_model(done, where, register)

@@ -61,8 +61,8 @@ def export(
       steadytrain export runs/tiny --to plain --out exported/tiny-plain
       steadytrain export runs/tiny --out exported/tiny --log-to-mlflow --register tiny
 
-    JSON: {"folder", "checkpoint", "step", "architecture", "dtype", "parameters", "bytes", "vocab_size", "passed_over"};
-    with --log-to-mlflow also "mlflow".
+    JSON: {"folder", "checkpoint", "step", "architecture", "dtype", "parameters", "bytes", "vocab_size", "passed_over",
+    "unchecked"}; with --log-to-mlflow also "mlflow".
 
     Exit codes: 0 written, 1 crashed, 2 no good checkpoint, no architecture for it, no tokenizer, or no such place,
     130 interrupted.
@@ -100,7 +100,7 @@ def import_(
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d+)\s*([A-Za-z]*)", text.strip())
+    found = re.fullmatch(r"([0-9]{1,18})\s*([A-Za-z]*)", text.strip())
     if found is None or found[2].upper() not in UNITS or int(found[1]) == 0:
         raise ConfigError(f"command line: --max-shard-size = {text}: must be a size such as 500MB, 2GB or 4GiB")
     return int(found[1]) * UNITS[found[2].upper()]

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,10 +20,11 @@ from configs.load import load
 from data.samples import Samples
 from exchange import export as export_module
 from exchange.export import Exported, Wanted, export
-from exchange.plain import open_run
+from exchange.plain import CheckpointGone, open_run
 from inference.load import load_decoder, place
 from launcher.cli import app
 from tests.exchange.runs import LENGTH, Made, begun, made, ours, tokens
+from training.checkpoint.manifest import read_manifest, write_manifest
 
 BOUND = 1e-4
 QWEN3 = ["model.qk_norm=true"]
@@ -247,8 +249,9 @@ def test_the_command(runs: Runs, tmp_path: Path) -> None:
     again = CliRunner().invoke(app, ["export", str(runs("sigma").folder), "--out", str(out)])
     assert again.exit_code == 2
     assert again.stderr == f"command line: --out = {out}: is not empty; name a new folder, or an empty one\n"
-    wrong = CliRunner().invoke(app, ["export", "x", "--out", str(out), "--max-shard-size", "2 pounds"])
-    assert wrong.stderr == "command line: --max-shard-size = 2 pounds: must be a size such as 500MB, 2GB or 4GiB\n"
+    for size in ("2 pounds", "٣MB"):
+        wrong = CliRunner().invoke(app, ["export", "x", "--out", str(out), "--max-shard-size", size])
+        assert wrong.stderr == f"command line: --max-shard-size = {size}: must be a size such as 500MB, 2GB or 4GiB\n"
 
 
 def test_an_empty_folder_is_taken(runs: Runs, tmp_path: Path) -> None:
@@ -297,6 +300,126 @@ def test_data_that_are_gone(runs: Runs, stdlib_bytes: Path, tmp_path: Path) -> N
     finally:
         hidden.rename(stdlib_bytes)
     assert "not there when this was written" in (tmp_path / "out" / "README.md").read_text()
+
+
+def other_tokenizer(runs: Runs, folder: Path) -> Path:
+    """As large as the run's own; two tokens have changed places."""
+    exported(runs("sigma"), folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    return folder / "tokenizer.json"
+
+
+def of_other_data(runs: Runs, folder: Path) -> Path:
+    """A copy of the run whose checkpoint was trained on data that are no more: others lie in their place."""
+    shutil.copytree(runs("sigma").folder, folder / "run", symlinks=True)
+    checkpoint = folder / "run" / "checkpoints" / "step-00000003"
+    write_manifest(checkpoint, read_manifest(checkpoint).model_copy(update={"data_fingerprint": "of others"}))
+    return folder / "run"
+
+
+def test_a_tokenizer_named_by_hand_must_be_the_data_s(runs: Runs, stdlib_bytes: Path, tmp_path: Path) -> None:
+    other, run = other_tokenizer(runs, tmp_path / "other"), runs("sigma")
+    exported(run, tmp_path / "plain", to="plain", tokenizer=Path("byte"))
+    for model, home in ((run.folder, stdlib_bytes), (tmp_path / "plain", tmp_path / "plain")):
+        told = CliRunner().invoke(app, ["generate", str(model), "--prompt", "x", "--tokenizer", str(other)])
+        folder = model / "checkpoints" / "step-00000003" if model == run.folder else model
+        said = f"is not the tokenizer of {folder}, which lies in {home}: leave it out"
+        assert (told.exit_code, told.stderr) == (2, f"command line: --tokenizer = {other}: {said}\n")
+
+
+def test_a_tokenizer_that_cannot_be_checked_is_told(runs: Runs, stdlib_bytes: Path, tmp_path: Path) -> None:
+    """On standard error, in the card, and by what is made of the plain weights; other data are not taken for theirs."""
+    run, out = of_other_data(runs, tmp_path), tmp_path / "plain"
+    options = ["--to", "plain", "--tokenizer", "byte", "--out", str(out)]
+    done = CliRunner().invoke(app, ["export", str(run), *options])
+    assert done.exit_code == 0
+    said = f"given by hand: --tokenizer = byte: only its size could be checked: {stdlib_bytes}: not the data that"
+    assert done.stderr.startswith(f"the tokenizer is {said}")
+    again = CliRunner().invoke(app, ["export", str(out), "--out", str(tmp_path / "hf")])
+    assert again.exit_code == 0 and again.stderr == done.stderr
+    for folder in (out, tmp_path / "hf"):
+        card = (folder / "README.md").read_text()
+        assert f"- the tokenizer was {said}" in card
+        assert f"- `{stdlib_bytes}` (what lay there when this was written is not known to be it)" in card
+        assert json.loads((stdlib_bytes / "manifest.json").read_text())["fingerprint"] not in card
+    told = CliRunner().invoke(app, ["evaluate", str(out), "--samples", "1"])
+    assert told.exit_code == 2
+    assert told.stderr == f"{stdlib_bytes}: not the data that {out} was trained on: prepared anew since\n"
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "config.yaml"])
+def test_files_beside_plain_weights_are_sealed(file: str, runs: Runs, tmp_path: Path) -> None:
+    exported(runs("sigma"), tmp_path / "plain", to="plain")
+    with (tmp_path / "plain" / file).open("a") as changed:
+        changed.write("\n")
+    with pytest.raises(CheckpointError) as error:
+        open_run(tmp_path / "plain")
+    assert str(error.value) == f"{tmp_path}/plain/{file}: changed since it was written: its checksum is another"
+
+
+@pytest.mark.parametrize("place", ["checkpoints", "checkpoints/new", "checkpoints/step-00000003/a/b"])
+def test_places_of_checkpoints_are_left_alone(place: str, runs: Runs) -> None:
+    out = runs("sigma").folder / place
+    with pytest.raises(
+        ConfigError, match=r"^command line: --out = .*: (is inside .*, which holds checkpoints|is not em)"
+    ):
+        exported(runs("sigma"), out)
+    assert place == "checkpoints" or not out.exists()
+
+
+def test_a_link_is_no_place(runs: Runs, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "out").symlink_to("empty")
+    with pytest.raises(ConfigError, match=r"--out = .*/out: is a symbolic link; name a new folder, or an empty one$"):
+        exported(runs("sigma"), tmp_path / "out")
+
+
+def test_the_second_of_two_exports_to_one_folder(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_meanwhile(*_: object) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "first").touch()
+
+    monkeypatch.setattr(export_module, "write_card", write_meanwhile)
+    with pytest.raises(ConfigError, match=r"/out: is not empty; name a new folder, or an empty one$"):
+        exported(runs("sigma"), tmp_path / "out")
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "first"]
+
+
+def test_a_checkpoint_that_is_pruned_meanwhile(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest is taken then, unless that very one was asked for."""
+    shutil.copytree(runs("sigma").folder, tmp_path / "run", symlinks=True)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step-00000003"
+    weights, aside, write = open_run(tmp_path / "run"), checkpoint.with_name("aside"), export_module.write_shards
+
+    def prune_first(*arguments: Any) -> Any:
+        checkpoint.rename(aside)
+        return write(*arguments)
+
+    monkeypatch.setattr(export_module, "write_shards", prune_first)
+    with pytest.raises(CheckpointGone, match=r"step-00000003: is gone: pruned by the run meanwhile$"):
+        exported(tmp_path / "run", tmp_path / "out", step=3)
+    with pytest.raises(CheckpointGone):
+        weights.describe_manifest()
+    aside.rename(checkpoint)
+    tried = []
+
+    def prune_once(*arguments: Any) -> Any:
+        tried.append(1)
+        if len(tried) == 1:
+            raise CheckpointGone("x")
+        return write(*arguments)
+
+    monkeypatch.setattr(export_module, "write_shards", prune_once)
+    exported(tmp_path / "run", tmp_path / "out")
+    assert len(tried) == 2 and (tmp_path / "out" / "config.json").exists()
+
+
+def test_names_with_newlines_stay_on_their_line(runs: Runs, tmp_path: Path) -> None:
+    exported(runs("sigma"), tmp_path / "a\n# b")
+    assert "\n# a # b\n" in (tmp_path / "a\n# b" / "README.md").read_text()
 
 
 def test_no_such_step(runs: Runs, tmp_path: Path) -> None:

@@ -57,3 +57,12 @@ def test_registering_needs_logging() -> None:
 def test_plain_weights_are_no_mlflow_model() -> None:
     result = run("export", "runs/x", "--out", "y", "--to", "plain", "--log-to-mlflow")
     assert (result.exit_code, result.stderr) == (2, "command line: --log-to-mlflow: needs --to hf, not --to plain\n")
+
+
+def test_names_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    for out, name in (("v1.0", "tiny"), ("v1", "a/b")):
+        result = run("export", "runs/x", "--out", tmp_path / out, "--log-to-mlflow", "--register", name)
+        option = "--out = v1.0" if out == "v1.0" else "--register = a/b"
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"command line: {option}: MLflow takes no such name: Invalid model name ")
+    assert list(tmp_path.iterdir()) == []

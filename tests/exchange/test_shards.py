@@ -22,9 +22,18 @@ def test_a_number_beyond_fp16_is_an_error(tmp_path: Path) -> None:
     assert str(error.value) == "w: has numbers beyond fp16's 65504: take --dtype bf16 or fp32"
 
 
-@pytest.mark.parametrize("value", [6e4, float("inf")])
-def test_what_fits_or_was_infinite_before_is_written(value: float, tmp_path: Path) -> None:
-    shards = write_shards(tmp_path, [planned(value)], torch.float16, 100)
+@pytest.mark.parametrize("value", [float("nan"), -float("inf")])
+def test_numbers_that_are_not_finite_are_an_error(value: float, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as error:
+        write_shards(tmp_path, [planned(1.0), planned(value)], torch.float32, 100)
+    assert str(error.value) == (
+        "w: 6 of 6 numbers are not finite (NaN or infinity): its weights are damaged, or the run had diverged: "
+        "take another --step"
+    )
+
+
+def test_what_fits_is_written(tmp_path: Path) -> None:
+    shards = write_shards(tmp_path, [planned(6e4)], torch.float16, 100)
     assert shards.bytes == 12 and list(shards.files) == ["model.safetensors"]
 
 
