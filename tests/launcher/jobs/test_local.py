@@ -145,12 +145,15 @@ def test_the_same_crash_twice_is_the_last(start, monkeypatch) -> None:
 def test_a_cancelled_job_saves_ends_and_can_go_on(start) -> None:
     job = start("training.steps=100000", "parallel.tp=2", ranks=2)
     step = train_on(job, attempt=1)
-    assert cancel.cancel([Path(job.run_dir)]) == [f"{job.run_dir}: cancelled job {job.ids[0]}, which was running"]
+    (done,) = cancel.cancel([Path(job.run_dir)])
+    assert done.line() == f"{job.run_dir}: cancelled job {job.ids[0]}, which was running"
     assert processes(job) == []
     assert (state(job), verdicts(job)) == ("cancelled", ["stopped"])
     saved = max(int(path.name.removeprefix("step-")) for path in (Path(job.run_dir) / "checkpoints").glob("step-*"))
     assert saved == trained(job) >= step
-    assert cancel.cancel([Path(job.run_dir)]) == [f"{job.run_dir}: nothing to cancel: cancelled"]
+    assert [again.line() for again in cancel.cancel([Path(job.run_dir)])] == [
+        f"{job.run_dir}: nothing to cancel: cancelled"
+    ]
 
 
 def test_ranks_that_do_not_end_are_killed(start, monkeypatch) -> None:
