@@ -11,6 +11,7 @@ from exchange.origin import unchecked
 from exchange.plain import PlainWeights, open_run
 from inference.generate import Continuation, generate, tokens_to_make
 from inference.load import load_decoder, place
+from inference.room import require_room
 from inference.sampling import Sampler
 from inference.tokens import run_tokenizer
 from launcher.as_json import as_json
@@ -69,6 +70,7 @@ def write(request: Request, run: Path, *, step: int | None, device: str, dtype: 
     prompt = tokenizer.encode(request.prompt).tolist() or [tokenizer.eod]  # a document follows the end of another
     made = tokens_to_make(weights.config, len(prompt), request.max_tokens)
     length = len(prompt) + made - 1
+    require_room(weights, where, tokenizer.vocab_size, samples=request.samples, length=length)
     _say_if_longer_than_trained(weights, length)
     continuations = generate(
         load_decoder(weights, tokenizer.vocab_size, where, length=length),

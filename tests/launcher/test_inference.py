@@ -62,6 +62,7 @@ def test_learned_positions_end_the_text(folder: str) -> None:
         (["--prompt", "a", "--greedy", "--samples", "2"], "command line: --samples = 2: with --greedy all are the"),
         (["--prompt", "a", "--temperature", "0"], "command line: --temperature = 0: must be above 0; --greedy takes"),
         (["--prompt", "a", "--max-tokens", "65"], "command line: --max-tokens = 65: at most 64 after 1 tokens of"),
+        (["--prompt", "a", "--samples", "1000000000"], "command line: --samples = 1000000000: at most "),
         (["--prompt", "a", "--step", "5"], "has no checkpoint of step 5 (those of 3, 6)"),
         (["--prompt", "a", "--device", "gpu"], "command line: --device = gpu: must be auto, cpu or cuda"),
     ],
