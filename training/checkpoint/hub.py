@@ -52,15 +52,16 @@ class HubWeights:
         """Fill this rank's parameters, u, v and sigma, and write W_hat.
 
         Raises:
-            CheckpointError: the checkpoint cannot be read (any more).
+            CheckpointError: the checkpoint cannot be read (any more), or has numbers that are not finite.
             ConfigError: a matrix to be reparametrised is all zeros.
         """
         checkpoint = open_hub(config)
         mesh, rank = tensor_mesh(topology.tensor, topology.device.type), topology.tensor.rank
-        for name, parameter in _parameters(chunks):
-            sharding = parameter.sharding  # type: ignore[attr-defined]
-            for whole, part in whole_tensors(name, parameter.detach(), sharding, mesh):
-                self._fill(whole, part, checkpoint, rank)
+        with naming(config):
+            for name, parameter in _parameters(chunks):
+                sharding = parameter.sharding  # type: ignore[attr-defined]
+                for whole, part in whole_tensors(name, parameter.detach(), sharding, mesh):
+                    self._fill(whole, part, checkpoint, rank)
         spectral.start(config.model.reparam.model_copy(update={"gamma_init": "sigma"}), config.training.seed)
 
     def _fill(self, name: str, part: Tensor, checkpoint: HubCheckpoint, rank: int) -> None:
