@@ -119,19 +119,23 @@ def _export(wanted: Wanted, plain: PlainWeights) -> Exported:
 
 
 def require_free(out: Path) -> None:
-    """Raises: ConfigError if something is there already, or the place belongs to checkpoints."""
-    where = f"command line: --out = {out}"
+    """Raises: ConfigError if something is there already, or the place belongs to checkpoints, or cannot be read."""
+    with _reported(out):
+        why = _why_taken(out)
+    if why is not None:
+        raise ConfigError(f"command line: --out = {out}: {why}")
+
+
+def _why_taken(out: Path) -> str | None:
     if out.name in ("", ".."):
-        raise ConfigError(f"{where}: name a new folder")
+        return "name a new folder"
     if out.is_symlink():
-        raise ConfigError(f"{where}: is a symbolic link; name a new folder, or an empty one")
+        return "is a symbolic link; name a new folder, or an empty one"
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        what = "is not empty" if out.is_dir() else "is a file"
-        raise ConfigError(f"{where}: {what}; name a new folder, or an empty one")
+        return f"{'is not empty' if out.is_dir() else 'is a file'}; name a new folder, or an empty one"
     here = out.resolve()
-    for folder in (here, *here.parents):
-        if _is_of_checkpoints(folder):
-            raise ConfigError(f"{where}: is inside {folder}, which holds checkpoints only; name another place")
+    around = next((folder for folder in (here, *here.parents) if _is_of_checkpoints(folder)), None)
+    return None if around is None else f"is inside {around}, which holds checkpoints only; name another place"
 
 
 def _is_of_checkpoints(folder: Path) -> bool:
@@ -220,9 +224,12 @@ def _json(values: dict[str, Any]) -> str:
 
 @contextmanager
 def _written_whole(out: Path) -> Iterator[Path]:
-    """A folder in a hidden one beside `out` that becomes `out` if all goes well. The hidden one has a name of its own
-    and goes in any case, but if the process is killed. Raises: ConfigError for an OSError."""
-    try:
+    """A folder in a hidden one beside `out` that becomes `out` if all goes well.
+
+    The hidden one has a name of its own and goes in any case, but if the process is killed: then it stays, since
+    nothing tells it from that of an export under way. Raises: ConfigError for an OSError.
+    """
+    with _reported(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(
             prefix=f".{out.name}.", suffix=".tmp", dir=out.parent, ignore_cleanup_errors=True
@@ -231,6 +238,13 @@ def _written_whole(out: Path) -> Iterator[Path]:
             scratch.mkdir()
             yield scratch
             _move(scratch, out)
+
+
+@contextmanager
+def _reported(out: Path) -> Iterator[None]:
+    """Raises: ConfigError for an OSError."""
+    try:
+        yield
     except OSError as error:
         why = ": ".join(str(part) for part in (error.filename, error.strerror) if part)  # a full disk has no name
         raise ConfigError(f"command line: --out = {out}: cannot be written: {why or error}") from error

@@ -55,7 +55,10 @@ def unchecked(plain: PlainWeights, named: Path | None) -> str | None:
     if is_exported(plain):
         return plain.manifest.journal[UNCHECKED]
     why = None if named is None else why_no_data(plain)
-    return None if why is None else f"--tokenizer = {named}: only its size could be checked: {why}"
+    if why is None:
+        return None
+    line = f"--tokenizer = {named}: only its size could be checked: {why}"
+    return line.encode(errors="replace").decode()  # names of files may be no Unicode, which a manifest must be
 
 
 def is_exported(plain: PlainWeights) -> bool:

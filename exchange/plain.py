@@ -177,10 +177,10 @@ def _reading(folder: Path) -> Iterator[None]:
     """What fails because a checkpoint was deleted says so. Raises: CheckpointGone, CheckpointError."""
     try:
         yield
-    except (OSError, SafetensorError, CheckpointError) as error:
+    except (OSError, RuntimeError, SafetensorError, CheckpointError) as error:  # RuntimeError: of torch's own opening
         if not folder.exists():
             raise CheckpointGone(f"{folder}: is gone: pruned by the run meanwhile") from error
-        if isinstance(error, CheckpointError):
+        if isinstance(error, (RuntimeError, CheckpointError)):
             raise
         raise CheckpointError(f"{folder}: cannot be read: {' '.join(str(error).split())}") from error
 

@@ -19,6 +19,7 @@ from configs.errors import CheckpointError, ConfigError, DataError
 from configs.load import load
 from data.samples import Samples
 from exchange import export as export_module
+from exchange import plain as plain_module
 from exchange.export import Exported, Wanted, export
 from exchange.plain import CheckpointGone, open_run
 from inference.load import load_decoder, place
@@ -278,6 +279,11 @@ def test_a_parent_that_is_a_file(runs: Runs, tmp_path: Path) -> None:
     assert str(error.value) == expected
 
 
+def test_a_name_that_is_too_long(runs: Runs, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"cannot be written: /.*/nnn+: File name too long$"):
+        exported(runs("sigma"), tmp_path / ("n" * 300))
+
+
 def test_a_full_disk(runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = shutil.disk_usage(tmp_path)._replace(free=11)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
@@ -403,6 +409,8 @@ def test_a_checkpoint_that_is_pruned_meanwhile(runs: Runs, tmp_path: Path, monke
         exported(tmp_path / "run", tmp_path / "out", step=3)
     with pytest.raises(CheckpointGone):
         weights.describe_manifest()
+    with pytest.raises(CheckpointGone), plain_module._reading(checkpoint):
+        raise RuntimeError("unable to open file")  # torch's, if it goes between two looks at one file
     aside.rename(checkpoint)
     tried = []
 
