@@ -236,7 +236,7 @@ def _parse(line: bytes, path: Path, line_number: int, text_field: str) -> str:
         raise DataError(f"{place}: a JSON object is needed, not {type(record).__name__}")
     if text_field not in record:
         fields = ", ".join(map(repr, list(record)[:8])) or "none"
-        raise DataError(f"{place}: no field {text_field!r} (fields: {fields}): choose one as the text field")
+        raise DataError(f"{place}: no field {text_field!r} (fields: {fields}): choose one with --text-field")
     if not isinstance(record[text_field], str):
         raise DataError(f"{place}: field {text_field!r} must be a string, not {type(record[text_field]).__name__}")
     return record[text_field]

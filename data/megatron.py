@@ -107,4 +107,6 @@ def _look_through(
         done = sum(split.bin.size for split in splits.values())
         splits[name] = look_through(*files[name], train, indices[name][1], tokenizer, report, done)
     report.finish()
+    if splits["train"].bin == splits["validation"].bin:
+        raise DataError(f"{files['validation'][0]}: the same tokens as {files['train'][0]}: name others for validation")
     return train, splits

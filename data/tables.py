@@ -103,7 +103,7 @@ def _check_column(path: Path, schema: "pyarrow.Schema", column: str) -> None:
 
     if column not in schema.names:
         columns = ", ".join(map(repr, schema.names[:8])) or "none"
-        raise DataError(f"{path}: no column {column!r} (columns: {columns}): choose one as the text field")
+        raise DataError(f"{path}: no column {column!r} (columns: {columns}): choose one with --text-field")
     if (count := schema.names.count(column)) > 1:
         raise DataError(f"{path}: {count} columns are called {column!r}: rename all but one")
     kind = schema.field(column).type

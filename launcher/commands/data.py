@@ -1,12 +1,14 @@
 """The commands about data."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from configs.errors import ConfigError
+from configs.errors import ConfigError, DataError
 from launcher.as_json import as_json as json
 
 TEXT_OPTIONS = ("vocab_size", "validation_fraction", "max_bytes", "workers", "text_field", "seed")
@@ -80,7 +82,7 @@ def prepare(
     from data.prepare import prepare
     from launcher.train import sigterm_exits
 
-    with sigterm_exits():
+    with sigterm_exits(), _named_as_options():
         if linked:
             dataset = link_megatron(*linked, out, tokenizer=tokenizer, eod=eod, force=force)
         else:
@@ -111,11 +113,26 @@ def prepare(
     )
 
 
+@contextmanager
+def _named_as_options() -> Iterator[None]:
+    """Settings in messages (`max_bytes = 0: ...`) under the names of the options that set them."""
+    settings = "|".join((*TEXT_OPTIONS, "tokenizer", "eod"))
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        message = re.sub(rf"(?<![\w-])({settings})(?= = )", lambda found: _option(found[1]), str(error))
+        raise type(error)(f"command line: {message}" if message.startswith("--") else message) from None
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _refuse(context: typer.Context, options: Iterable[str], why: str) -> None:
     sources = {name: context.get_parameter_source(name) for name in options}
     given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
     if given:
-        raise ConfigError(f"command line: --{given[0].replace('_', '-')}: must be left out: {why}")
+        raise ConfigError(f"command line: {_option(given[0])}: must be left out: {why}")
 
 
 def _megatron_prefixes(train: Path | None, validation: Path | None) -> tuple[Path, Path] | None:

@@ -165,6 +165,12 @@ def test_tokenizers_that_cannot_have_made_it(theirs: Path, tmp_path: Path) -> No
         link(theirs, tmp_path / "out", eod="x")
     with pytest.raises(DataError, match="both splits are the same files"):
         link_megatron(*[theirs / "held.out"] * 2, tmp_path / "out", tokenizer=theirs / "a.model", progress=False)
+    for suffix in (".bin", ".idx"):
+        shutil.copyfile(theirs / f"wiki_text_document{suffix}", theirs / f"held.out{suffix}")
+    with pytest.raises(
+        DataError, match=r"held\.out\.bin: the same tokens as .*document\.bin: name others for validation"
+    ):
+        link(theirs, tmp_path / "out")
 
 
 def test_ends_on_the_border_of_blocks(theirs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

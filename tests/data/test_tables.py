@@ -122,7 +122,7 @@ def first_error(path: Path, field: str = "text") -> str:
 
 def test_columns_and_rows_that_are_no_text(tmp_path: Path) -> None:
     path = write_parquet(tmp_path, ["a", *TEXTS])
-    assert first_error(path, "body") == ": no column 'body' (columns: 'id', 'text'): choose one as the text field"
+    assert first_error(path, "body") == ": no column 'body' (columns: 'id', 'text'): choose one with --text-field"
     assert first_error(path, "id") == ": column 'id' must be of strings, not int64"
     path = write_parquet(tmp_path, [*(["a"] * 1500), None, "b"])
     assert first_error(path) == ": row 1500: column 'text' has no value (null): fill it or leave the row out"
