@@ -153,7 +153,7 @@ class HubCheckpoint:
         key = self.architecture.layers_key()
         layers = config.get(key)
         if isinstance(layers, int) and layers > len(self._files):
-            raise CheckpointError(f"{key} = {layers}: there are only {len(self._files)} tensors")
+            raise CheckpointError(f"{key} = {shown(layers)}: there are only {len(self._files)} tensors")
 
     def _check_headers(self) -> None:
         # The width first: there may be a tensor for each head, and no more heads than columns.

@@ -183,6 +183,7 @@ class Architecture:
             fields["kv_heads"] = None
         model = _with(base, fields)
         model = model.model_copy(update={"kv_heads": model.key_value_heads, "ffn_size": model.inner_size})
+        _check_heads(model)
         for key in (*self.keys, *ALWAYS):
             if isinstance(key, Only) and not key.accepts(found := _value(config, key.key, key.default), model):
                 raise CheckpointError(f"{key.key} = {shown(found)}: only {shown(key.of(model))} can be expressed here")
@@ -229,6 +230,13 @@ def _with(base: ModelConfig, fields: Mapping[str, Any]) -> ModelConfig:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise CheckpointError(f"model.{where} = {shown(first['input'])}: {first['msg']}") from None
+
+
+def _check_heads(model: ModelConfig) -> None:
+    if model.hidden_size % model.heads:
+        raise CheckpointError(f"model.heads = {model.heads}: must divide model.hidden_size = {model.hidden_size}")
+    if model.heads % model.key_value_heads:
+        raise CheckpointError(f"model.kv_heads = {model.key_value_heads}: must divide model.heads = {model.heads}")
 
 
 def _value(config: Mapping[str, Any], key: str, default: Any) -> Any:

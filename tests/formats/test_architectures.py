@@ -227,6 +227,8 @@ def test_a_model_without_architecture_is_refused(model: dict[str, Any], message:
             {"num_hidden_layers": 1, "layer_types": ["sliding_attention"]},
             "layer_types = [sliding_attention]: only [full_attention] can be expressed here",
         ),
+        (LLAMA, {"num_attention_heads": 10**9}, "model.heads = 1000000000: must divide model.hidden_size = 32"),
+        (LLAMA, {"num_key_value_heads": 3}, "model.kv_heads = 3: must divide model.heads = 4"),
         (GPT2, {"add_cross_attention": True}, "add_cross_attention = true: only false can be expressed here"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: only 1 can be expressed here"),
         (LLAMA, {"hidden_size": None}, "hidden_size: is missing"),
