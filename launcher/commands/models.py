@@ -39,7 +39,7 @@ def export(
     max_shard_size: Annotated[str, typer.Option(help="Largest file of weights, such as 500MB or 4GiB.")] = "2GB",
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="The tokenizer's file, or byte, if the run's data are gone: theirs.", show_default=False),
+        typer.Option(help="The tokenizer's file, or byte, where the run's data are gone.", show_default=False),
     ] = None,
     log_to_mlflow: Annotated[
         bool, typer.Option("--log-to-mlflow", help="Log the folder to the run's MLflow run, as a model.")
