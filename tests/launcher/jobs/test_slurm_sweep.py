@@ -33,7 +33,7 @@ def runs(slurm_session: Lab, stdlib_bytes: Path, tmp_path: Path) -> Runs:
     return Runs(slurm_session, stdlib_bytes, tmp_path)
 
 
-@pytest.fixture(params=["2 trials", pytest.param("18 trials", marks=pytest.mark.slow)])
+@pytest.fixture(params=[pytest.param(grid, marks=pytest.mark.slow) for grid in GRIDS])
 def study(request: pytest.FixtureRequest, stdlib_bytes: Path, tmp_path: Path) -> Path:
     recipes, learning_rates, seeds = GRIDS[request.param]
     path = tmp_path / "study.yaml"

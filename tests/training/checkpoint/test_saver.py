@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(stdlib_bytes: Path, tmp_p
     [
         (1, []),
         pytest.param((2, ["parallel.tp=2"]), marks=pytest.mark.slow),
-        (2, ["parallel.pp=2", "parallel.schedule=zbv"]),
+        pytest.param((2, ["parallel.pp=2", "parallel.schedule=zbv"]), marks=pytest.mark.slow),
         pytest.param((2, ["parallel.zero_stage=2"]), marks=pytest.mark.slow),
     ],
     ids=lambda target: " ".join(target[1]) or "one process",

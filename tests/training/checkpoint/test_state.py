@@ -172,7 +172,7 @@ def layout_config(name: str, **training: object) -> Config:
     return config(world_size, model=MODEL, parallel=parallel, training=own | training)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [name for name in LAYOUTS if name not in ("tp4", "pp2 dp2", "dp4 ZeRO-2 one by one")])
 def test_resume_is_bit_equal(name: str, precision: str, tmp_path: Path) -> None:
     world_size, cfg = LAYOUTS[name][0], layout_config(name, precision=precision)
