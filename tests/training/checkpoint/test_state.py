@@ -203,7 +203,7 @@ def pairs() -> list[Any]:
     for index, target in enumerate(LAYOUTS):
         ring = [*LAYOUTS][index:] + [*LAYOUTS][:index]
         some = [ring[3], ring[6]]
-        marks = () if index % 4 == 0 else pytest.mark.slow
+        marks = () if index % 8 == 0 else pytest.mark.slow
         cases.append(pytest.param(target, some, id=f"{target} from {' and '.join(some)}", marks=marks))
         others = [name for name in ring if name not in some]
         cases.append(pytest.param(target, others, id=f"{target} from all others", marks=pytest.mark.slow))

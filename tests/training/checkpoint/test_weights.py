@@ -48,7 +48,7 @@ LAYOUTS = {
     "interleaved": (2, ["parallel.pp=2", "parallel.schedule=interleaved_1f1b"]),
 }
 JOURNEYS = [
-    ("tp2", "tp2"),
+    pytest.param("tp2", "tp2", marks=pytest.mark.slow),
     ("tp2 pp2", "one process"),
     pytest.param("one process", "tp2 pp2", marks=pytest.mark.slow),
     pytest.param("tp2 pp2", "interleaved", marks=pytest.mark.slow),
