@@ -198,7 +198,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
 
 
 def pairs() -> list[Any]:
-    """Every layout from every layout: two sources of every fourth target at once, the others when there is time."""
+    """Every layout from every layout: two sources of every eighth target at once, the others when there is time."""
     cases = []
     for index, target in enumerate(LAYOUTS):
         ring = [*LAYOUTS][index:] + [*LAYOUTS][:index]
