@@ -20,10 +20,10 @@ from configs.schema import LowRankConfig, ModelConfig, ResidualConfig
 from exchange.plain import PlainWeights
 from formats.architectures.architecture import Architecture
 from formats.architectures.choice import architecture_for, why_none
+from formats.architectures.ours import TABLES
 
 FOLDABLE = ("depth", "rezero", "layerscale")
 EMBEDDING = "embedding.weight"
-TABLES = (EMBEDDING, "head.weight/head")
 
 
 class FoldedWeights:

@@ -26,8 +26,6 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 TIED_HEAD = "lm_head.weight"
 """What some save although it is the embedding."""
 FLOATS = ("F64", "F32", "F16", "BF16")
-TABLES = ("embedding.weight", "head.weight/head")
-"""What has a row for each token."""
 IGNORED = (".rotary_emb.inv_freq",)
 """Endings of tensors that older versions saved and that follow from the configuration."""
 

@@ -10,6 +10,7 @@ import torch
 from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config, ReparamConfig
 from exchange.plain import PlainWeights
+from formats.architectures.ours import TABLES
 from model.decoder import Decoder
 from parallel.embedding import count_rows
 from parallel.linear import LinearSpec
@@ -17,8 +18,6 @@ from parallel.sharding import whole_tensors
 from parallel.topology import TensorParallel
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-TABLES = {"embedding.weight", "head.weight/head"}
-"""What has a row for each token, and in a run rows after them as padding."""
 
 
 @dataclass(frozen=True)

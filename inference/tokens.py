@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -12,16 +11,11 @@ from data.huggingface import HuggingFaceTokenizer
 from data.manifest import SplitName
 from data.samples import Samples
 from data.tokenizer import SPACE_MARK, ByteTokenizer, PieceTokenizer, Tokenizer
-from exchange.origin import datasets, tokenizer_of
+from exchange.origin import datasets
 from exchange.plain import PlainWeights
 
 BATTERY = ("a", " a", "the end\n\n\tx  = 1", "naïve 日本語 \U0001f468‍\U0001f469‍\U0001f467 e\u0301", "<0x41>")
 """Texts on which the bytes counted for a tokenizer.json must be those of its own decoder."""
-
-
-def run_tokenizer(weights: PlainWeights, named: Path | None) -> Tokenizer:
-    """As `exchange.origin.tokenizer_of`."""
-    return tokenizer_of(weights, named)
 
 
 def samples_of(weights: PlainWeights, split: SplitName) -> Samples:

@@ -7,13 +7,12 @@ from pathlib import Path
 import typer
 
 from configs.errors import ConfigError
-from exchange.origin import unchecked
+from exchange.origin import tokenizer_of, unchecked
 from exchange.plain import PlainWeights, open_run
 from inference.generate import Continuation, generate, tokens_to_make
 from inference.load import load_decoder, place
 from inference.room import require_room
 from inference.sampling import Sampler
-from inference.tokens import run_tokenizer
 from launcher.as_json import as_json
 from launcher.passed_over import tell_passed_over, tell_unchecked
 from launcher.standard_output import echo
@@ -65,7 +64,7 @@ def write(request: Request, run: Path, *, step: int | None, device: str, dtype: 
     weights = open_run(run, step)
     tell_passed_over(weights.passed_over)
     where = place(weights.config, device, dtype)
-    tokenizer = run_tokenizer(weights, model)
+    tokenizer = tokenizer_of(weights, model)
     tell_unchecked(unchecked(weights, model))
     prompt = tokenizer.encode(request.prompt).tolist() or [tokenizer.eod]  # a document follows the end of another
     made = tokens_to_make(weights.config, len(prompt), request.max_tokens)

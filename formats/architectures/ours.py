@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from configs.schema import ModelConfig
 
 Shape = tuple[int, ...]
+TABLES = ("embedding.weight", "head.weight/head")
+"""What has a row for each token, and in a run rows after them as padding."""
 
 
 def parameter_shapes(model: ModelConfig, vocab_size: int, length: int) -> dict[str, Shape]:

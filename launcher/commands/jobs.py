@@ -9,21 +9,12 @@ from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
 from launcher import complete
 from launcher.as_json import as_json as json
+from launcher.commands.arguments import ConfigFile, Overrides, RunFolder
 
 
 def submit(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            help="Configuration file.",
-            metavar="CONFIG.yaml",
-            show_default=False,
-            autocompletion=complete.config_files,
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     cluster: Annotated[
         str, typer.Option(help="A site of configs/sites, or a site's YAML file.", autocompletion=complete.sites)
     ] = "local",
@@ -139,10 +130,7 @@ def status(
 
 
 def logs(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
     rank: Annotated[str, typer.Option(help="Which process; all: each line with its rank before it.")] = "0",
     err: Annotated[bool, typer.Option("--err", help="Only what went to stderr: progress and errors.")] = False,
     attempt: Annotated[int | None, typer.Option(help="Only this attempt, from 1.", show_default=False)] = None,

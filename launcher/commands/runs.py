@@ -1,6 +1,5 @@
 """The commands that look at a run and at what it left."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,13 +8,11 @@ from configs.commands import INTERRUPTED
 from configs.errors import ConfigError
 from launcher import complete
 from launcher.as_json import as_json as json
+from launcher.commands.arguments import RunFolder
 
 
 def watch(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
     once: Annotated[bool, typer.Option("--once", help="Print how it stands now, and end.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between looks.", min=0.1, max=3600)] = 1.0,
 ) -> None:
@@ -46,10 +43,7 @@ def watch(
 
 
 def pictures(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
 ) -> None:
     """Draw a run's pictures, as it stands now: which head collapsed first, loss with its events, logits, spectra.
 
@@ -70,10 +64,7 @@ def pictures(
 
 
 def checkpoints(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
     verify: Annotated[bool, typer.Option("--verify", help="Read every byte and compare it with its checksum.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
@@ -104,10 +95,7 @@ def checkpoints(
 
 
 def spike(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
     record: Annotated[
         str | None,
         typer.Argument(
@@ -165,10 +153,7 @@ def spike(
 
 
 def sync(
-    run: Annotated[
-        Path,
-        typer.Argument(help="Folder of a run.", metavar="RUN", show_default=False, autocompletion=complete.runs),
-    ],
+    run: RunFolder,
 ) -> None:
     """Send MLflow what a run could not: points and files that were left, and how it ended.
 

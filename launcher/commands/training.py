@@ -1,27 +1,17 @@
 """The commands that train a model, and that say what training one takes."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from configs.commands import DIVERGED
 from launcher import complete
+from launcher.commands.arguments import ConfigFile, Overrides
 
 
 def train(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            help="Configuration file.",
-            metavar="CONFIG.yaml",
-            show_default=False,
-            autocompletion=complete.config_files,
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     nproc: Annotated[
         int | None,
         typer.Option(help="Processes on this machine; default: parallel.tp x pp x dp.", min=1, show_default=False),
@@ -62,18 +52,8 @@ def train(
 
 
 def plan(
-    config: Annotated[
-        Path,
-        typer.Argument(
-            help="Configuration file.",
-            metavar="CONFIG.yaml",
-            show_default=False,
-            autocompletion=complete.config_files,
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Values that replace the file's.", metavar="[key.sub=value]...")
-    ] = None,
+    config: ConfigFile,
+    overrides: Overrides = None,
     nodes: Annotated[int, typer.Option(help="Nodes.", min=1)] = 1,
     gpus_per_node: Annotated[int, typer.Option(help="GPUs on each node.", min=1)] = 8,
     device: Annotated[

@@ -16,10 +16,11 @@ import torch
 
 from configs.schema import Config
 from exchange.export import Wanted, export
+from exchange.origin import tokenizer_of
 from exchange.plain import open_run
 from inference.evaluate import sample_losses, summarise
 from inference.load import load_decoder, place
-from inference.tokens import TextBytes, run_tokenizer
+from inference.tokens import TextBytes
 from tests.inference.conftest import llama_run
 
 __all__ = ["llama_run"]
@@ -59,7 +60,7 @@ def test_the_harness_measures_what_evaluate_measures(llama_run: Config, tmp_path
     assert "stdlib_next_line" in done.stdout
 
     weights = open_run(llama_run.run_dir)
-    tokenizer = run_tokenizer(weights, None)
+    tokenizer = tokenizer_of(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, place(weights.config, "cpu", "fp32"))
     losses, theirs, size, text_bytes = [], 0.0, 0, TextBytes.of(tokenizer)
     assert text_bytes is not None

@@ -7,10 +7,11 @@ import torch
 
 from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config
+from exchange.origin import tokenizer_of
 from exchange.plain import open_run
 from inference.evaluate import evaluate
 from inference.load import load_decoder, place
-from inference.tokens import TextBytes, run_tokenizer, samples_of
+from inference.tokens import TextBytes, samples_of
 from monitoring.recorder import read_metrics
 from parallel import linear
 from tests.inference.conftest import LLAMA, trained
@@ -23,7 +24,7 @@ OWN_SAMPLES = 48
 def own_loss(cfg: Config, step: int, dtype: str | None = None) -> float:
     """What the run itself measured at `step`, from its checkpoint."""
     weights = open_run(cfg.run_dir, step)
-    tokenizer = run_tokenizer(weights, None)
+    tokenizer = tokenizer_of(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, place(weights.config, "cpu", dtype))
     samples = samples_of(weights, "validation")
     return evaluate(decoder, samples, OWN_SAMPLES, TextBytes.of(tokenizer), batch_size=7).loss
@@ -104,4 +105,4 @@ def test_data_prepared_anew_are_refused(llama_run: Config, stdlib_bytes: Path, t
     weights = open_run(store.steps(llama_run.run_dir / store.FOLDER)[0])
     weights.config.data.sources[0] = weights.config.data.sources[0].model_copy(update={"path": tmp_path / "other"})
     with pytest.raises(ConfigError, match=r"other: not the data that .* was trained on: prepared anew since"):
-        run_tokenizer(weights, None)
+        tokenizer_of(weights, None)

@@ -8,18 +8,18 @@ import torch
 
 from configs.schema import Config
 from exchange.export import Wanted, export
+from exchange.origin import tokenizer_of
 from exchange.plain import open_run
 from inference.generate import generate
 from inference.load import load_decoder, place
 from inference.sampling import Sampler
-from inference.tokens import run_tokenizer
 
 TOKENS = 40
 
 
 def ours(cfg: Config, prompt: list[int]) -> list[int]:
     weights = open_run(cfg.run_dir)
-    tokenizer = run_tokenizer(weights, None)
+    tokenizer = tokenizer_of(weights, None)
     decoder = load_decoder(weights, tokenizer.vocab_size, place(weights.config, "cpu", "fp32"))
     greedy, silent = Sampler(greedy=True), lambda index, piece: None
     (made,) = generate(decoder, tokenizer, prompt, greedy, samples=1, max_tokens=TOKENS, seed=0, show=silent)

@@ -17,7 +17,8 @@ from configs.errors import CheckpointError, ConfigError
 from configs.schema import Config
 from data.samples import Samples
 from data.tokenizer import load as load_tokenizer
-from formats.hub import TABLES, TOKENIZER, HubCheckpoint
+from formats.architectures.ours import TABLES
+from formats.hub import TOKENIZER, HubCheckpoint
 from parallel.linear import ShardedLinear
 from parallel.sharding import tensor_mesh, whole_tensors
 from parallel.spectral import SpectralReparam
